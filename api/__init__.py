@@ -1,0 +1,1 @@
+"""How the world reaches Plumbline: command line and HTTP."""

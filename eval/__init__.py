@@ -1,0 +1,1 @@
+"""Is the candidate good enough, and is what serves still good."""

@@ -1,0 +1,1 @@
+"""What the system knows, version by version."""

@@ -1,0 +1,118 @@
+"""Every durable write outside the version store: written aside, flushed to disk, then renamed."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from knowledge_base.errors import LockedError, StorageError
+
+if os.name == "posix":
+    import fcntl
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn the operating system's refusals into a StorageError that names what was being written."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write {what}: {error.strerror or error}.",
+            hint="Free disk space or make the folder writable, then run the command again; nothing was published.",
+        ) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: a reader sees the old file or the new one, whole.
+
+    Raises:
+        StorageError: The disk refused the write; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Flush every file below `temporary` and rename the folder to `final`, which must not exist.
+
+    Raises:
+        StorageError: The disk refused the write.
+    """
+    with disk_errors(str(final)):
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                descriptor = os.open(file, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, final)
+        sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that nothing refers to any more; a missing one is fine."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold an advisory lock; the kernel frees it when the process ends, however it ends.
+
+    Raises:
+        LockedError: Another process still holds it after `wait_seconds`.
+        StorageError: The lock file cannot be opened.
+    """
+    with disk_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b")  # noqa: SIM115 - closed below, after the lock's whole life
+    deadline = time.monotonic() + wait_seconds
+    try:
+        while not _try_lock(file.fileno()):
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"Another process is writing here ({path}).",
+                    hint="Wait for it to finish; the lock is freed when that process ends.",
+                )
+            time.sleep(0.05)
+        yield
+    finally:
+        file.close()
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if os.name == "posix":
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    except OSError:
+        return False
+    return True

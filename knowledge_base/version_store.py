@@ -1,0 +1,370 @@
+"""The version store: a knowledge base's history, in lakeFS's words.
+
+Two backends speak this protocol (embedded git, lakeFS) and one behaviour suite holds both to it:
+`tests/test_version_store_behaviour.py`. The unit of change is an atomic transaction: writes are
+staged, become ONE commit, and the branch moves to it; readers see the old commit or the new one.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Protocol, Self
+
+from knowledge_base.errors import InvalidNameError, InvalidPathError, UnsupportedError
+
+Strategy = Literal["source-wins", "dest-wins"]
+DiffType = Literal["three_dot", "two_dot"]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One commit: `creation_date` in whole seconds since 1970, `metadata` text to text."""
+
+    id: str
+    parents: tuple[str, ...]
+    committer: str
+    message: str
+    creation_date: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A movable name for a commit."""
+
+    id: str
+    commit_id: str
+
+
+@dataclass(frozen=True)
+class Tag:
+    """An immutable name for a commit."""
+
+    id: str
+    commit_id: str
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a commit; `checksum` compares objects of one store only, it is no content hash."""
+
+    path: str
+    size_bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class CommonPrefix:
+    """Stands for every object below `path` when a listing uses a delimiter."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path that differs between two commits."""
+
+    type: Literal["added", "removed", "changed", "conflict"]
+    path: str
+    size_bytes: int
+
+
+class Transaction(Protocol):
+    """Writes that become one commit when the `with` block ends, or nothing when it raises."""
+
+    message: str
+    metadata: dict[str, str]
+    commit: Commit | None
+    """The new commit, after the block."""
+
+    @property
+    def base_commit_id(self) -> str:
+        """The commit the transaction started from."""
+        ...
+
+    def upload(self, path: str, content: bytes | BinaryIO | Path) -> ObjectInfo:
+        """Stage one object, replacing what was at `path`. Raises InvalidPathError, StorageError."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Stage the removal of `path`; a missing path is no error."""
+        ...
+
+    def delete_objects(self, paths: Iterable[str]) -> None:
+        """Stage the removal of many paths."""
+        ...
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Stage the removal of every object whose path starts with `prefix`."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether `path` exists, own writes included."""
+        ...
+
+    def get_object(self, path: str) -> bytes:
+        """Content of `path`, own writes included. Raises NotFoundError."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Repository(Protocol):
+    """One repository. A branch name always means its head commit; staged data is never visible."""
+
+    id: str
+    default_branch: str
+
+    def resolve(self, ref: str) -> str:
+        """Commit id of a branch, tag, (unique prefix of a) commit id, `x~N` or `x^N`. Raises NotFoundError."""
+        ...
+
+    def get_commit(self, ref: str) -> Commit:
+        """The commit `ref` names. Raises NotFoundError."""
+        ...
+
+    def create_branch(self, branch: str, source: str) -> Branch:
+        """Raises AlreadyExistsError, InvalidNameError, NotFoundError."""
+        ...
+
+    def get_branch(self, branch: str) -> Branch:
+        """Raises NotFoundError."""
+        ...
+
+    def list_branches(self, prefix: str = "") -> list[Branch]:
+        """Branches in byte order of their names."""
+        ...
+
+    def delete_branch(self, branch: str) -> None:
+        """Raises NotFoundError, ProtectedError (the default branch)."""
+        ...
+
+    def create_tag(self, tag: str, ref: str) -> Tag:
+        """Tags never move: an existing one is AlreadyExistsError even for the same target."""
+        ...
+
+    def get_tag(self, tag: str) -> Tag:
+        """Raises NotFoundError."""
+        ...
+
+    def list_tags(self, prefix: str = "") -> list[Tag]:
+        """Tags in byte order of their names."""
+        ...
+
+    def delete_tag(self, tag: str) -> None:
+        """Raises NotFoundError."""
+        ...
+
+    def list_objects(
+        self, ref: str, *, prefix: str = "", delimiter: str = "", after: str = ""
+    ) -> Iterator[ObjectInfo | CommonPrefix]:
+        """Objects in byte order of their paths, `after` exclusive."""
+        ...
+
+    def stat_object(self, ref: str, path: str) -> ObjectInfo:
+        """Raises NotFoundError."""
+        ...
+
+    def get_object(self, ref: str, path: str) -> bytes:
+        """Raises NotFoundError, DamagedError."""
+        ...
+
+    def open_object(self, ref: str, path: str) -> BinaryIO:
+        """A seekable binary file. Raises NotFoundError, DamagedError."""
+        ...
+
+    def local_path(self, ref: str, path: str) -> Path | None:
+        """Where the bytes lie on this machine's disk, if they do: a shortcut for memory mapping."""
+        ...
+
+    def transact(
+        self,
+        branch: str,
+        *,
+        message: str,
+        metadata: Mapping[str, str] | None = None,
+        if_head: str | None = None,
+        allow_empty: bool = False,
+    ) -> Transaction:
+        """Start a transaction.
+
+        On exit it raises NoChangesError (nothing differs and not `allow_empty`), HeadMovedError
+        (`if_head` given and the branch is elsewhere), MergeConflictError (another transaction
+        changed the same paths first); then the branch has not moved.
+        """
+        ...
+
+    def log(
+        self,
+        ref: str,
+        *,
+        objects: Sequence[str] = (),
+        prefixes: Sequence[str] = (),
+        first_parent: bool = False,
+        since: int | None = None,
+        stop_at: str | None = None,
+        amount: int | None = None,
+    ) -> Iterator[Commit]:
+        """Commits, newest first. `stop_at` (a ref) is included; `since` in seconds since 1970."""
+        ...
+
+    def diff(
+        self, left: str, right: str, *, type: DiffType = "three_dot", prefix: str = ""
+    ) -> Iterator[Change]:
+        """What changed from left to right; three_dot counts from their merge base and marks conflicts."""
+        ...
+
+    def find_merge_base(self, source: str, destination: str) -> str:
+        """Commit id of the best common ancestor."""
+        ...
+
+    def merge(
+        self,
+        source: str,
+        destination: str,
+        *,
+        message: str,
+        metadata: Mapping[str, str] | None = None,
+        strategy: Strategy | None = None,
+        squash: bool = False,
+        if_head: str | None = None,
+    ) -> Commit:
+        """Merge whole files into branch `destination`; always a new commit, never a fast-forward.
+
+        Raises:
+            MergeConflictError: Both sides changed a path and no `strategy` says who wins.
+            NoChangesError: The source adds nothing.
+            HeadMovedError: `if_head` is not the destination's head.
+            HookFailedError: A hook refused.
+        """
+        ...
+
+    def revert(self, branch: str, ref: str, *, parent_number: int = 0, message: str | None = None) -> Commit:
+        """A new commit on `branch` that undoes `ref`. Raises MergeConflictError, NoChangesError."""
+        ...
+
+    def register_hook(self, event: str, hook: Callable[[str, str, Commit], None]) -> None:
+        """Call `hook(event, branch, commit)` before the branch moves; a raise refuses. `pre-commit`, `pre-merge`."""
+        ...
+
+    def verify(self) -> Iterator[str]:
+        """Yield a sentence for everything damaged or missing in the store itself; nothing when all is well."""
+        ...
+
+    def gc(self, grace_seconds: float) -> int:
+        """Remove unreachable content older than the grace period; bytes freed. Raises UnsupportedError."""
+        ...
+
+
+class VersionStore(Protocol):
+    """A place that holds repositories."""
+
+    def create_repository(
+        self, repository: str, *, default_branch: str = "main", exist_ok: bool = False
+    ) -> Repository:
+        """A new repository has one commit with an empty tree. Raises AlreadyExistsError, InvalidNameError."""
+        ...
+
+    def get_repository(self, repository: str) -> Repository:
+        """Raises NotFoundError, UnavailableError."""
+        ...
+
+    def list_repositories(self, prefix: str = "") -> list[str]:
+        """Repository names in byte order."""
+        ...
+
+    def delete_repository(self, repository: str) -> None:
+        """Raises NotFoundError."""
+        ...
+
+
+RESERVED_BRANCH_PREFIX = "plumbline-tx-"
+_REPOSITORY = re.compile(r"[a-z0-9][a-z0-9-]{2,62}", re.ASCII)
+_BRANCH = re.compile(r"[0-9A-Za-z_][-0-9A-Za-z_]{0,99}", re.ASCII)
+_TAG = re.compile(r"[0-9A-Za-z_][-.0-9A-Za-z_]{0,99}", re.ASCII)
+_HEX_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
+MAX_PATH_BYTES = 1024
+
+
+def validate_repository_name(name: str) -> str:
+    """The name itself when both backends can carry it. Raises InvalidNameError."""
+    if not _REPOSITORY.fullmatch(name):
+        raise InvalidNameError(
+            f"Invalid repository name {name!r}.",
+            hint="Use 3 to 63 lower-case letters, digits and hyphens, starting with a letter or digit.",
+        )
+    return name
+
+
+def validate_branch_name(name: str) -> str:
+    """The name itself when both backends can carry it. Raises InvalidNameError."""
+    if not _BRANCH.fullmatch(name) or _HEX_ID.fullmatch(name) or name.startswith(RESERVED_BRANCH_PREFIX):
+        raise InvalidNameError(
+            f"Invalid branch name {name!r}.",
+            hint="Use up to 100 ASCII letters, digits, '_' and '-', not starting with '-' and not a commit id.",
+        )
+    return name
+
+
+def validate_tag_name(name: str) -> str:
+    """The name itself when both backends can carry it. Raises InvalidNameError."""
+    bad = ".." in name or name.endswith((".", ".lock"))
+    if not _TAG.fullmatch(name) or bad or _HEX_ID.fullmatch(name):
+        raise InvalidNameError(
+            f"Invalid tag name {name!r}.",
+            hint="Use up to 100 ASCII letters, digits, '_', '-' and '.', not starting with '-' or '.'.",
+        )
+    return name
+
+
+def validate_path(path: str) -> str:
+    """The path itself when both backends can carry it unchanged. Raises InvalidPathError."""
+    segments = path.split("/")
+    reason = None
+    if not path or "" in segments:
+        reason = "it is empty, or starts, ends or doubles a slash"
+    elif any(ord(character) < 32 or ord(character) == 127 or character == "\\" for character in path):
+        reason = "it holds a control character or a backslash"
+    elif any(segment in {".", ".."} or segment.lower() == ".git" for segment in segments):
+        reason = "it holds a '.', '..' or '.git' segment"
+    elif segments[0].startswith("_lakefs") or segments[-1] == ".gitattributes":
+        reason = "the name is reserved by a version store"
+    else:
+        reason = _encoding_fault(path)
+    if reason:
+        raise InvalidPathError(f"Invalid path {path!r}: {reason}.", hint="Rename the file.")
+    return path
+
+
+def _encoding_fault(path: str) -> str | None:
+    try:
+        encoded = path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    if unicodedata.normalize("NFC", path) != path:
+        return "it is not in Unicode normal form C"
+    if len(encoded) > MAX_PATH_BYTES:
+        return f"it is longer than {MAX_PATH_BYTES} bytes"
+    return None
+
+
+def open_version_store(url: str) -> VersionStore:
+    """Open the store a URL names: a folder path for embedded git.
+
+    Raises:
+        UnsupportedError: The URL's scheme has no backend.
+    """
+    if url.startswith("lakefs://"):
+        raise UnsupportedError(
+            "The lakeFS backend is not part of this version.", hint="Use a folder: embedded git needs no server."
+        )
+    from knowledge_base.version_store_git import GitVersionStore
+
+    return GitVersionStore(Path(url))
