@@ -21,7 +21,7 @@ def disk_errors(what: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"Cannot write {what}: {error.strerror or error}.",
-            hint="Free disk space or make the folder writable, then run the command again; nothing was published.",
+            hint="Nothing was published. Free space or make it writable, then run the command again.",
         ) from error
 
 

@@ -123,7 +123,7 @@ class Repository(Protocol):
     default_branch: str
 
     def resolve(self, ref: str) -> str:
-        """Commit id of a branch, tag, (unique prefix of a) commit id, `x~N` or `x^N`. Raises NotFoundError."""
+        """Commit id of a branch, tag, commit id (or unique prefix), `x~N`, `x^N`. Raises NotFoundError."""
         ...
 
     def get_commit(self, ref: str) -> Commit:
@@ -251,11 +251,11 @@ class Repository(Protocol):
         ...
 
     def register_hook(self, event: str, hook: Callable[[str, str, Commit], None]) -> None:
-        """Call `hook(event, branch, commit)` before the branch moves; a raise refuses. `pre-commit`, `pre-merge`."""
+        """Call `hook(event, branch, commit)` on `pre-commit` or `pre-merge`; what it raises refuses."""
         ...
 
     def verify(self) -> Iterator[str]:
-        """Yield a sentence for everything damaged or missing in the store itself; nothing when all is well."""
+        """Yield a sentence for everything damaged or missing in the store itself."""
         ...
 
     def gc(self, grace_seconds: float) -> int:
@@ -308,7 +308,7 @@ def validate_branch_name(name: str) -> str:
     if not _BRANCH.fullmatch(name) or _HEX_ID.fullmatch(name) or name.startswith(RESERVED_BRANCH_PREFIX):
         raise InvalidNameError(
             f"Invalid branch name {name!r}.",
-            hint="Use up to 100 ASCII letters, digits, '_' and '-', not starting with '-' and not a commit id.",
+            hint="Use up to 100 ASCII letters, digits, '_' and '-'; no '-' in front, no commit id.",
         )
     return name
 
@@ -363,7 +363,8 @@ def open_version_store(url: str) -> VersionStore:
     """
     if url.startswith("lakefs://"):
         raise UnsupportedError(
-            "The lakeFS backend is not part of this version.", hint="Use a folder: embedded git needs no server."
+            "The lakeFS backend is not part of this version.",
+            hint="Use a folder: embedded git needs no server.",
         )
     from knowledge_base.version_store_git import GitVersionStore
 

@@ -1,0 +1,261 @@
+"""How results look to a person at a terminal."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ingestion.pipeline import IngestResult, Progress
+from rag.answer import Answer, Context
+
+_SHOWN = 12
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def ingest_progress(*, enabled: bool) -> Iterator[Progress]:
+    """A bar for each stage with its rate and the time left, on standard error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:.0f}/s" if task.speed else "")
+
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Bars(
+        *columns, console=console, transient=True, disable=not enabled or not console.is_terminal
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.advance(tasks[stage], done)
+
+        yield advance
+
+
+@contextmanager
+def working(what: str, *, enabled: bool) -> Iterator[Callable[[str], None]]:
+    """A spinner on standard error; the yielded function says what is being done now."""
+    console = Console(stderr=True)
+    if not enabled or not console.is_terminal:
+        yield lambda detail: None
+        return
+    with console.status(what) as status:
+        yield lambda detail: status.update(f"{what}: {detail}")
+
+
+def print_ingest(result: IngestResult) -> None:
+    """What an ingest did."""
+    console = _console()
+    documents = result.documents
+    if result.dry_run:
+        console.print("[bold]Plan[/] (nothing was changed)")
+        _print_changes(console, documents.as_json())
+    counts = [
+        f"{len(documents.added)} added",
+        f"{len(documents.changed)} changed",
+        f"{len(documents.deleted)} deleted",
+        f"{len(documents.renamed)} renamed",
+        f"{result.unchanged} unchanged",
+        f"{len(result.failed)} failed",
+    ]
+    console.print("documents  " + ", ".join(counts))
+    for path, reason in result.failed:
+        console.print(f"  [yellow]skipped[/] {escape(path)}: {escape(reason)}")
+    embedding = f"{result.embedded} embedded, {result.reused} reused from earlier releases"
+    if result.dry_run:
+        console.print(f"texts      {embedding}")
+        return
+    chunks = result.chunks
+    console.print(
+        f"chunks     {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all"
+    )
+    console.print(f"vectors    {embedding}")
+    if not result.changed:
+        console.print(f"Nothing to publish: {result.branch} is up to date ({result.seconds:.1f} s).")
+    elif result.published:
+        console.print(
+            f"[green]Published[/] {result.commit[:12]} on {result.branch}: gate {result.verdict}, "
+            f"{_bytes(result.bytes_written)} written, {result.seconds:.1f} s."
+        )
+
+
+def print_status(value: Mapping[str, Any]) -> None:
+    """What differs from main."""
+    console = _console()
+    release = value["release"]
+    console.print(f"{value['root']}: main at {release['commit'][:12]}")
+    console.print(f"{value['documents']} documents, {value['chunks']} chunks")
+    _print_settings(console, value["settings"])
+    if "sources" in value:
+        sources = value["sources"]
+        _print_changes(console, {**sources, "renamed": []})
+        console.print(f"{sources['unchanged']} unchanged")
+        for failure in sources["failed"]:
+            console.print(
+                f"  [yellow]cannot be read[/] {escape(failure['path'])}: {escape(failure['reason'])}"
+            )
+    if not value["settings"] and not any(
+        value.get("sources", {}).get(k) for k in ("added", "changed", "deleted")
+    ):
+        console.print("Nothing differs." if "sources" in value else "Settings and prompts are those of main.")
+
+
+def print_answer(answer: Answer) -> None:
+    """An answer with its sources."""
+    console = _console()
+    style = "yellow" if answer.abstained else "bold"
+    console.print(f"[{style}]{escape(answer.answer)}[/]")
+    for citation in answer.citations:
+        console.print(
+            f"  [cyan]\\[{citation.marker}][/] {escape(citation.path)} "
+            f"[dim]characters {citation.start} to {citation.end}, support {citation.support:.2f}[/]"
+        )
+    if answer.abstained and answer.contexts:
+        nearest = dict.fromkeys(context.path for context in answer.contexts)
+        console.print(f"[dim]Nearest sources: {escape(', '.join(nearest))}[/]")
+    total = answer.timings_ms.get("total", 0.0)
+    console.print(f"[dim]release {answer.release.commit[:12]}, model {answer.model}, {total:.0f} ms[/]")
+
+
+def print_results(results: Sequence[Context]) -> None:
+    """Ranked passages."""
+    console = _console()
+    for number, result in enumerate(results, 1):
+        where = " > ".join(result.heading) or (f"page {result.page}" if result.page else "")
+        console.print(
+            f"[bold]{number}.[/] [cyan]{escape(result.path)}[/] {escape(where)} "
+            f"[dim]{result.start} to {result.end}, score {result.score:.3f}[/]"
+        )
+        text = " ".join(result.text.split())
+        console.print("   " + escape(text[:280] + ("..." if len(text) > 280 else "")))
+    if not results:
+        console.print("Nothing found: the release holds no documents.")
+
+
+def print_log(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Releases, newest first."""
+    console = _console()
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("commit", "date", "documents", "chunks", "gate", "changed", "message"):
+        table.add_column(
+            name, justify="right" if name in ("documents", "chunks") else "left", overflow="fold"
+        )
+    for entry in entries:
+        refs = f" [green]({', '.join(map(escape, entry['refs']))})[/]" if entry["refs"] else ""
+        table.add_row(
+            f"[yellow]{entry['commit'][:12]}[/]{refs}",
+            entry["date"][:16].replace("T", " "),
+            str(entry["documents"]),
+            str(entry["chunks"]),
+            entry["verdict"],
+            ", ".join(entry["changed"]),
+            escape(entry["message"].splitlines()[0] if entry["message"] else ""),
+        )
+    console.print(table if entries else "No releases yet: run `rag ingest PATH...`.")
+
+
+def print_release(value: Mapping[str, Any]) -> None:
+    """One release in full."""
+    console = _console()
+    refs = f" ({', '.join(value['refs'])})" if value["refs"] else ""
+    console.print(
+        f"[yellow]{value['commit']}[/]{escape(refs)}\n{value['date']}  gate {value['verdict'] or '-'}"
+    )
+    console.print(escape(value["message"]))
+    console.print(
+        f"\n{value['documents']} documents, {value['chunks']} chunks, {len(value['segments'])} segment(s)"
+    )
+    for segment in value["segments"]:
+        buried = f", {len(segment['tombstones'])} tombstones" if segment["tombstones"] else ""
+        console.print(
+            f"  {segment['id'][:12]}  {segment['documents']} documents, {segment['passages']} passages, "
+            f"{_bytes(segment['bytes'])}{buried}"
+        )
+    for part, keys in value["settings"].items():
+        console.print(f"{part:>10}  " + escape(", ".join(f"{key}={val!r}" for key, val in keys.items())))
+    for path in value["paths"][:_SHOWN]:
+        console.print(f"  {escape(path)}")
+    if len(value["paths"]) > _SHOWN:
+        console.print(f"  [dim]and {len(value['paths']) - _SHOWN} more (--json lists all)[/]")
+
+
+def print_difference(value: Mapping[str, Any]) -> None:
+    """What changed between two releases."""
+    console = _console()
+    _print_changes(console, value["documents"], limit=None)
+    chunks = value["chunks"]
+    console.print(f"chunks: {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all")
+    _print_settings(console, value["settings"])
+
+
+def print_verdict(value: Mapping[str, Any]) -> None:
+    """What the gate says of a release."""
+    console = _console()
+    colour = {"PASS": "green", "FAIL": "red"}.get(value["status"], "yellow")
+    console.print(f"[{colour}]{value['status']}[/] on {value.get('questions', 0)} golden question(s)")
+    for reason in value.get("reasons", []):
+        console.print(f"  {escape(str(reason))}")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("metric", "candidate", "baseline", "difference (95 %)", "n"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for metric in value.get("metrics", []):
+        table.add_row(*_metric_row(metric))
+    if value.get("metrics"):
+        console.print(table)
+
+
+def _metric_row(metric: Mapping[str, Any]) -> list[str]:
+    def number(value: Any) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    low, high = metric.get("interval") or (None, None)
+    interval = f"{number(metric.get('delta'))} [{number(low)}, {number(high)}]"
+    return [
+        escape(f"{metric['name']}"),
+        number(metric.get("candidate")),
+        number(metric.get("baseline")),
+        escape(interval if metric.get("delta") is not None else "-"),
+        str(metric.get("n", "")),
+    ]
+
+
+def _print_changes(console: Console, documents: Mapping[str, Any], limit: int | None = _SHOWN) -> None:
+    styles = {"added": "green", "changed": "yellow", "deleted": "red", "renamed": "blue"}
+    for verb, style in styles.items():
+        rows = documents[verb]
+        for row in rows[:limit]:
+            text = f"{row['from']} -> {row['to']}" if isinstance(row, dict) else row
+            console.print(f"[{style}]{verb:>8}[/]  {escape(text)}")
+        if limit and len(rows) > limit:
+            console.print(f"[dim]          and {len(rows) - limit} more {verb}[/]")
+
+
+def _print_settings(console: Console, settings: Mapping[str, Any]) -> None:
+    for key, change in settings.items():
+        console.print(f"[magenta] setting[/]  {escape(key)}: {change['from']!r} -> {change['to']!r}")
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count = count / 1000  # type: ignore[assignment]
+    return f"{count:.1f} GB"

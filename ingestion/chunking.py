@@ -1,0 +1,136 @@
+"""Documents to chunks by LlamaIndex's splitters, with spans that are right by construction."""
+
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, Protocol
+
+from knowledge_base.documents import Chunk, Document, Section
+from knowledge_base.release import ChunkerSettings, Fingerprint
+from knowledge_base.sentences import split_sentences
+
+Tokenize = Callable[[str], Sequence[int]]
+"""Token ids of a text, without special tokens and without truncation."""
+
+
+class _Splitter(Protocol):
+    def split_text(self, text: str) -> list[str]: ...
+
+
+class Chunker:
+    """Splits documents the same way every time; sizes count the embedder's own tokens."""
+
+    def __init__(self, settings: ChunkerSettings, tokenize: Tokenize) -> None:
+        self._settings = settings
+        self._tokenize = tokenize
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that decides where chunks begin and end."""
+        return {
+            "splitter": self._settings.splitter,
+            "size": self._settings.size,
+            "overlap": self._settings.overlap,
+            "library": f"llama-index-core {version('llama-index-core')}",
+        }
+
+    @cached_property
+    def _splitter(self) -> _Splitter:
+        from llama_index.core.node_parser import SentenceSplitter, TokenTextSplitter
+
+        sizes: dict[str, Any] = {
+            "chunk_size": self._settings.size,
+            "chunk_overlap": min(self._settings.overlap, self._settings.size - 1),
+            "tokenizer": self._tokenize,
+        }
+        splitter: _Splitter
+        if self._settings.splitter == "token":
+            splitter = TokenTextSplitter(**sizes)
+        else:
+            # Our own sentences: the library's come from nltk, which refuses to read its data from an
+            # environment that uv installed, because uv links files.
+            splitter = SentenceSplitter(**sizes, chunking_tokenizer_fn=_sentences)
+        return splitter
+
+    def split(self, document: Document) -> list[Chunk]:
+        """Chunks of one document in order; every visible character is in at least one of them."""
+        text = document.text
+        spans: list[tuple[int, int]] = []
+        for start, end in self._regions(document):
+            spans.extend(self._spans(text, start, end))
+        sections = document.sections
+        starts = [section.start for section in sections]
+        return [_chunk(document, start, end, sections, starts) for start, end in spans]
+
+    def _regions(self, document: Document) -> Iterator[tuple[int, int]]:
+        """Stretches that no chunk may leave: pages always, sections for the markdown splitter."""
+        text = document.text
+        bounded = self._settings.splitter == "markdown" or any(s.page for s in document.sections)
+        edges = [section.start for section in document.sections if section.start] if bounded else []
+        for start, end in zip([0, *edges], [*edges, len(text)], strict=True):
+            if text[start:end].strip():
+                yield start, end
+
+    def _spans(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Spans of the pieces that the splitter makes of text[start:end].
+
+        The splitter drops white space between pieces and gives no offsets worth trusting (it searches
+        for the text, which finds the first of equal pieces), so each piece is looked for where the one
+        before ended, or inside it where pieces overlap.
+        """
+        position, covered = start, start
+        for piece in self._splitter.split_text(text[start:end]):
+            piece = piece.strip()
+            if not piece:
+                continue
+            at = text.find(piece, position, end)
+            if at < 0 or text[covered:at].strip():
+                # Not found as it stands, or something was left out before it: take what lies there.
+                at = _skip_space(text, covered, end)
+            stop = min(max(at + len(piece), covered), end)
+            yield from self._within_size(text, at, stop)
+            covered = stop
+            position = max(at + 1, start) if self._settings.overlap else stop
+        if text[covered:end].strip():
+            yield from self._within_size(text, _skip_space(text, covered, end), end)
+
+    def _within_size(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The span itself, or halves of it while it has more tokens than a chunk may have."""
+        end = start + len(text[start:end].rstrip())
+        if end <= start:
+            return
+        if end - start == 1 or len(self._tokenize(text[start:end])) <= self._settings.size:
+            yield start, end
+            return
+        middle = _cut(text, start, end)
+        yield from self._within_size(text, start, middle)
+        yield from self._within_size(text, _skip_space(text, middle, end), end)
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences with the white space after them, so that joined they are the text again."""
+    starts = [0, *(start for start, _ in split_sentences(text)[1:]), len(text)]
+    return [text[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def _cut(text: str, start: int, end: int) -> int:
+    """Where to cut a span in two: at the white space nearest its middle, or in the middle."""
+    middle = (start + end) // 2
+    for distance in range((end - start) // 4):
+        for at in (middle + distance, middle - distance):
+            if start < at < end and text[at].isspace():
+                return at
+    return middle
+
+
+def _skip_space(text: str, start: int, end: int) -> int:
+    while start < end and text[start].isspace():
+        start += 1
+    return start
+
+
+def _chunk(document: Document, start: int, end: int, sections: Sequence[Section], starts: list[int]) -> Chunk:
+    number = bisect.bisect_right(starts, start) - 1
+    section = sections[number] if number >= 0 else Section(0, 0)
+    return Chunk(document.path, start, end, document.text[start:end], section.heading, section.page)

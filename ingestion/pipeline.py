@@ -1,0 +1,577 @@
+"""Sources in, a release out: read, split, embed what is new, write one segment, commit, gate, publish.
+
+Nothing that readers can see moves before the last step. A failed or killed ingest leaves the branch
+where it was; what it had written is unreachable and its work branch is swept by the next one.
+"""
+
+import io
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ingestion.chunking import Chunker
+from ingestion.readers import extract
+from ingestion.sources import SourceFile, Sources
+from knowledge_base.documents import Chunk, Document, sha256_hex
+from knowledge_base.embedders import Embedder
+from knowledge_base.errors import CheckFailedError, DocumentError, NotFoundError
+from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.lifecycle import WORK_PREFIX, document_changes, keep_candidate, publish, sweep
+from knowledge_base.release import (
+    DOCUMENTS_PREFIX,
+    GOLDEN_PREFIX,
+    MANIFEST_PATH,
+    PROMPTS_PREFIX,
+    DocumentChanges,
+    Manifest,
+    Release,
+    SegmentRef,
+    canonical_json,
+    changed_parts,
+    order_paths,
+)
+from knowledge_base.renames import find_renames
+from knowledge_base.segments import SEGMENTS_PREFIX, Segment, SegmentFiles, write_segment
+from knowledge_base.snapshot import Snapshot
+from knowledge_base.version_store import Repository, Transaction
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with (stage, how many more are done, how many there are when known)."""
+
+MEGABYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How to ingest; `prune_prefix` limits pruning to document paths that start with it."""
+
+    branch: str = MAIN
+    prune: bool = False
+    prune_prefix: str = ""
+    dry_run: bool = False
+    strict: bool = False
+    max_bytes: int = 100 * MEGABYTE
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the gate said of a candidate."""
+
+    verdict: str
+    passed: bool
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+Gate = Callable[[str, str], Judgement]
+"""Judges a candidate commit against the commit it would replace."""
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest did, or with `dry_run` would do."""
+
+    commit: str
+    branch: str
+    published: bool
+    documents: DocumentChanges
+    unchanged: int
+    failed: tuple[tuple[str, str], ...]
+    chunks: dict[str, int]
+    embedded: int
+    reused: int
+    bytes_written: int
+    seconds: float
+    verdict: str
+    changed: tuple[str, ...] = ()
+    dry_run: bool = False
+    gate: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `rag ingest --json`."""
+        return {
+            "commit": self.commit,
+            "branch": self.branch,
+            "published": self.published,
+            "documents": {
+                **self.documents.as_json(),
+                "unchanged": self.unchanged,
+                "failed": [{"path": path, "reason": reason} for path, reason in self.failed],
+            },
+            "chunks": self.chunks,
+            "embedded": self.embedded,
+            "reused": self.reused,
+            "bytes_written": self.bytes_written,
+            "seconds": self.seconds,
+            "verdict": self.verdict,
+            "changed": list(self.changed),
+            "dry_run": self.dry_run,
+            "gate": self.gate,
+        }
+
+
+@dataclass
+class Scan:
+    """Sources held against a release: what is new, what differs, what is gone."""
+
+    documents: list[Document] = field(default_factory=list)
+    added: dict[str, str] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class _Work:
+    """What the new segment will hold, and what is left of the old ones."""
+
+    chunks: list[Chunk]
+    vectors: dict[str, Any]
+    texts: dict[str, str]
+    reused: int
+    kept: tuple[SegmentRef, ...]
+
+
+def ingest(
+    knowledge_base: KnowledgeBase,
+    sources: Sources,
+    options: IngestOptions,
+    *,
+    gate: Gate | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> IngestResult:
+    """Bring `options.branch` up to date with `sources`; without a `gate` it publishes unjudged.
+
+    Raises:
+        CheckFailedError: `strict`, and a file could not be read; nothing was published.
+        LockedError: Another command is writing.
+        HeadMovedError: The branch moved meanwhile; nothing was published.
+        StorageError: The disk refused; nothing was published.
+    """
+    started = time.monotonic()
+    with knowledge_base.writing():
+        return _Ingest(knowledge_base, options, progress, started).run(sources, gate)
+
+
+def compare(knowledge_base: KnowledgeBase, sources: Sources, *, prune: bool, branch: str = MAIN) -> Scan:
+    """What `rag ingest` would find different, without reading inside the files."""
+    snapshot = knowledge_base.snapshot(branch)
+    options = IngestOptions(branch=branch, prune=prune)
+    return _scan(snapshot.hashes(), sources, options, lambda stage, done, total: None, accept=None)
+
+
+class _Ingest:
+    """One run; a class only because the steps share these six things."""
+
+    def __init__(
+        self, knowledge_base: KnowledgeBase, options: IngestOptions, progress: Progress, started: float
+    ) -> None:
+        self.knowledge_base = knowledge_base
+        self.repository: Repository = knowledge_base.repository
+        self.options = options
+        self.progress = progress
+        self.started = started
+        self.bytes_written = 0
+
+    def run(self, sources: Sources, gate: Gate | None) -> IngestResult:
+        """Prepare the candidate on a work branch, judge it, publish it."""
+        self.settings = self.knowledge_base.settings()
+        self.files = self.knowledge_base.working_files()
+        sweep(self.repository)
+        head = self._head()
+        self.parent = self.knowledge_base.snapshot(head)
+        self.embedder: Embedder = self.knowledge_base.embedder(self.settings.embedder)
+        self.chunker = Chunker(self.settings.chunker, self.embedder.tokenize)
+        if self.options.dry_run:
+            return self._build(sources, head, None)
+        work = WORK_PREFIX + secrets.token_hex(6)
+        self.repository.create_branch(work, head)
+        try:
+            transaction = self.repository.transact(work, message="Ingest", allow_empty=True)
+            with transaction:
+                result = self._build(sources, head, transaction)
+            if not result.changed:
+                return result
+            return self._publish(result, work, head, transaction, gate)
+        finally:
+            if any(branch.id == work for branch in self.repository.list_branches(WORK_PREFIX)):
+                self.repository.delete_branch(work)
+
+    def _head(self) -> str:
+        try:
+            return self.repository.resolve(self.options.branch)
+        except NotFoundError:
+            if self.options.dry_run:
+                return self.repository.resolve(MAIN)
+            return self.repository.create_branch(self.options.branch, MAIN).commit_id
+
+    def _build(self, sources: Sources, head: str, transaction: Transaction | None) -> IngestResult:
+        scan = _scan(
+            self.parent.hashes(), sources, self.options, self.progress, accept=self._accept(transaction)
+        )
+        if scan.failed and self.options.strict:
+            path, reason = scan.failed[0]
+            raise CheckFailedError(
+                f"{len(scan.failed)} file(s) could not be read, first {path}: {reason}",
+                hint="Nothing was published. Mend or exclude them, or run without --strict.",
+            )
+        changes = self._changes(scan, transaction)
+        old = self.parent.release
+        embedder_changed = bool(old.manifest.segments) and old.manifest.embedder != dict(
+            self.embedder.fingerprint
+        )
+        chunker_changed = bool(old.manifest.segments) and old.manifest.chunker != dict(
+            self.chunker.fingerprint
+        )
+        parts = changed_parts(
+            old,
+            self.settings,
+            self._prompts(),
+            corpus=bool(changes),
+            chunker=chunker_changed,
+            embedder=embedder_changed,
+        )
+        empty = not (scan.documents or self.parent.paths)
+        if empty or not self._differs(old, parts):
+            return self._result(head, scan, changes, self.parent, self.parent, 0, 0, ())
+        documents = scan.documents
+        if chunker_changed or embedder_changed:
+            documents = documents + self._stored(scan, changes)
+        work = self._split(
+            documents,
+            fresh=chunker_changed or embedder_changed,
+            same_space=not embedder_changed,
+            changes=changes,
+        )
+        embedded = len(work.texts)
+        if transaction is None:
+            return self._result(
+                head, scan, changes, self.parent, None, embedded, work.reused, tuple(parts), work
+            )
+        snapshot = self._write(transaction, documents, changes, work)
+        transaction.message = self.options.message or _message(changes, parts)
+        result = self._result(
+            head, scan, changes, self.parent, snapshot, embedded, work.reused, tuple(parts or ["golden"])
+        )
+        transaction.metadata.update(_metadata(result, len(snapshot.paths)))
+        return result
+
+    def _accept(self, transaction: Transaction | None) -> Callable[[str, bytes], Document]:
+        def accept(path: str, content: bytes) -> Document:
+            extracted = extract(path, content)
+            if transaction is not None:
+                self._upload(transaction, DOCUMENTS_PREFIX + path, content)
+            return Document(
+                path, sha256_hex(content), len(content), extracted.title, extracted.text, extracted.sections
+            )
+
+        return accept
+
+    def _upload(self, transaction: Transaction, path: str, content: bytes) -> None:
+        transaction.upload(path, content)
+        self.bytes_written += len(content)
+
+    def _changes(self, scan: Scan, transaction: Transaction | None) -> DocumentChanges:
+        known = self.parent.hashes()
+        texts = {document.path: document.text.encode() for document in scan.documents}
+        renamed: list[tuple[str, str]] = []
+        if scan.deleted and scan.added:
+            renamed = find_renames(
+                {path: known[path] for path in scan.deleted},
+                scan.added,
+                lambda path: self.repository.get_object(self.parent.release.commit, DOCUMENTS_PREFIX + path),
+                # A dry run keeps no bytes; the extracted text is close enough for a plan.
+                lambda path: transaction.get_object(DOCUMENTS_PREFIX + path) if transaction else texts[path],
+            )
+        return document_changes(list(scan.added), scan.changed, scan.deleted, renamed)
+
+    def _prompts(self) -> dict[str, str]:
+        return {
+            path.removeprefix(PROMPTS_PREFIX): content.decode()
+            for path, content in self.files.items()
+            if path.startswith(PROMPTS_PREFIX)
+        }
+
+    def _differs(self, old: Release, parts: Sequence[str]) -> bool:
+        """Whether a commit would change anything: a part of the release, or only golden questions."""
+        if parts:
+            return True
+        committed = {
+            item.path: self.repository.get_object(old.commit, item.path)
+            for item in self.repository.list_objects(old.commit)
+            if "/" not in item.path or item.path.startswith((PROMPTS_PREFIX, GOLDEN_PREFIX))
+        }
+        return committed != self.files
+
+    def _stored(self, scan: Scan, changes: DocumentChanges) -> list[Document]:
+        """Every document that stays as it is, read again from the commit: its sources need not be at hand."""
+        gone = {*changes.deleted, *(old for old, _ in changes.renamed), *(d.path for d in scan.documents)}
+        paths = [path for path in self.parent.paths if path not in gone]
+        documents = []
+        for path in paths:
+            content = self.repository.get_object(self.parent.release.commit, DOCUMENTS_PREFIX + path)
+            extracted = extract(path, content)
+            documents.append(
+                Document(
+                    path,
+                    sha256_hex(content),
+                    len(content),
+                    extracted.title,
+                    extracted.text,
+                    extracted.sections,
+                )
+            )
+            self.progress("read stored documents", 1, len(paths))
+        return documents
+
+    def _split(
+        self, documents: Sequence[Document], *, fresh: bool, same_space: bool, changes: DocumentChanges
+    ) -> _Work:
+        chunks: list[Chunk] = []
+        for document in documents:
+            chunks.extend(self.chunker.split(document))
+            self.progress("split", 1, len(documents))
+        texts = {chunk.text_hash: chunk.text for chunk in chunks}
+        known = self.parent.passage_hashes() if same_space else set()
+        reused = {text_hash for text_hash in texts if text_hash in known}
+        if fresh:
+            vectors = self.parent.vectors_by_hash(reused) if same_space else {}
+            kept: tuple[SegmentRef, ...] = ()
+        else:
+            vectors = {}
+            kept = _bury(self.parent, changes)
+        new = {text_hash: text for text_hash, text in texts.items() if text_hash not in reused}
+        return _Work(chunks, dict(vectors), new, len(reused), kept)
+
+    def _write(
+        self, transaction: Transaction, documents: Sequence[Document], changes: DocumentChanges, work: _Work
+    ) -> Snapshot:
+        segments = work.kept
+        tables = None
+        if documents:
+            order = list(work.texts)
+            done = self.embedder.embed_documents(
+                [work.texts[key] for key in order], lambda n: self.progress("embed", n, len(order))
+            )
+            tables = write_segment(documents, work.chunks, work.vectors | dict(zip(order, done, strict=True)))
+            segments = (
+                *segments,
+                SegmentRef(
+                    id=tables.id,
+                    documents=tables.documents,
+                    passages=tables.passages,
+                    bytes=tables.size_bytes,
+                ),
+            )
+            self._seal(tables)
+            for name, content in tables.tables.items():
+                self._upload(transaction, f"{SEGMENTS_PREFIX}{tables.id}/{name}", content)
+        for path in (*changes.deleted, *(old for old, _ in changes.renamed)):
+            transaction.delete(DOCUMENTS_PREFIX + path)
+        for ref in self.parent.release.manifest.segments:
+            if all(ref.id != kept.id for kept in segments):
+                transaction.delete_prefix(f"{SEGMENTS_PREFIX}{ref.id}/")
+        snapshot = self._preview(segments, tables)
+        self._upload(transaction, MANIFEST_PATH, canonical_json(snapshot.release.manifest))
+        self._write_working_files(transaction)
+        return snapshot
+
+    def _seal(self, tables: SegmentFiles) -> None:
+        """Build and check the caches before the commit: a release that cannot be searched is never committed."""
+        self.progress("index", 0, 1)
+        segment = self._segment(tables)
+        if len(segment.passage_hashes):
+            segment.rebuild()
+        self.progress("index", 1, 1)
+
+    def _segment(self, tables: SegmentFiles) -> Segment:
+        language = self.settings.retrieval.language
+        return Segment(
+            tables.id,
+            lambda name: io.BytesIO(tables.tables[name]),
+            self.knowledge_base.cache,
+            language=language,
+        )
+
+    def _preview(self, refs: tuple[SegmentRef, ...], tables: SegmentFiles | None) -> Snapshot:
+        """The new release opened for reading before it is committed: its counts are counted, not computed."""
+        manifest = Manifest(
+            embedder=dict(self.embedder.fingerprint), chunker=dict(self.chunker.fingerprint), segments=refs
+        )
+        opened = {segment.id: segment for segment in self.parent.segments}
+        if tables is not None:
+            opened[tables.id] = self._segment(tables)
+
+        def release(manifest: Manifest) -> Release:
+            return Release(commit="", settings=self.settings, manifest=manifest, prompts=self._prompts())
+
+        snapshot = Snapshot(release(manifest), [opened[ref.id] for ref in refs])
+        counted = manifest.model_copy(
+            update={"documents": len(snapshot.paths), "chunks": snapshot.chunk_count}
+        )
+        snapshot.release = release(counted)
+        return snapshot
+
+    def _write_working_files(self, transaction: Transaction) -> None:
+        for item in self.repository.list_objects(self.parent.release.commit):
+            if item.path.startswith((PROMPTS_PREFIX, GOLDEN_PREFIX)) and item.path not in self.files:
+                transaction.delete(item.path)
+        for path, content in self.files.items():
+            transaction.upload(path, content)
+
+    def _publish(
+        self, result: IngestResult, work: str, head: str, transaction: Transaction, gate: Gate | None
+    ) -> IngestResult:
+        judgement = Judgement("NO-GATE", True)
+        if gate is not None:
+            self.progress("evaluate", 0, None)
+            judgement = gate(work, head)
+        metadata = {**transaction.metadata, "verdict": judgement.verdict}
+        if judgement.passed:
+            commit = publish(
+                self.repository,
+                work,
+                self.options.branch,
+                expected=head,
+                metadata=metadata,
+                message=transaction.message,
+            ).id
+            branch = self.options.branch
+        else:
+            branch = keep_candidate(self.repository, work)
+            commit = self.repository.resolve(branch)
+        seconds = round(time.monotonic() - self.started, 3)
+        return replace(
+            result,
+            commit=commit,
+            branch=branch,
+            published=judgement.passed,
+            verdict=judgement.verdict,
+            gate=judgement.detail,
+            seconds=seconds,
+        )
+
+    def _result(
+        self,
+        head: str,
+        scan: Scan,
+        changes: DocumentChanges,
+        before: Snapshot,
+        after: Snapshot | None,
+        embedded: int,
+        reused: int,
+        parts: tuple[str, ...],
+        work: _Work | None = None,
+    ) -> IngestResult:
+        old = before.chunk_ids()
+        if after is before:
+            chunks = {"added": 0, "removed": 0, "total": len(old)}
+        elif after is not None:
+            new = after.chunk_ids()
+            chunks = {"added": len(new - old), "removed": len(old - new), "total": after.chunk_count}
+        else:
+            chunks = {"added": len({chunk.id for chunk in work.chunks} - old) if work else 0}
+        return IngestResult(
+            commit=head,
+            branch=self.options.branch,
+            published=False,
+            documents=changes,
+            unchanged=scan.unchanged,
+            failed=tuple(scan.failed),
+            chunks=chunks,
+            embedded=embedded,
+            reused=reused,
+            bytes_written=self.bytes_written,
+            seconds=round(time.monotonic() - self.started, 3),
+            verdict="",
+            changed=parts,
+            dry_run=self.options.dry_run,
+        )
+
+
+def _scan(
+    known: dict[str, str],
+    sources: Sources,
+    options: IngestOptions,
+    progress: Progress,
+    *,
+    accept: Callable[[str, bytes], Document] | None,
+) -> Scan:
+    """Read every source once; without `accept` only its hash is looked at."""
+    scan = Scan(failed=list(sources.skipped))
+    present = {path for path, _ in sources.skipped}
+    for source in sources.files:
+        present.add(source.path)
+        try:
+            _scan_one(known, source, options, scan, accept)
+        except DocumentError as error:
+            scan.failed.append((source.path, error.message))
+        progress("read", 1, len(sources.files))
+    if options.prune:
+        gone = (path for path in known if path.startswith(options.prune_prefix) and path not in present)
+        scan.deleted = list(order_paths(gone))
+    return scan
+
+
+def _scan_one(
+    known: dict[str, str],
+    source: SourceFile,
+    options: IngestOptions,
+    scan: Scan,
+    accept: Callable[[str, bytes], Document] | None,
+) -> None:
+    content = source.read(options.max_bytes)
+    digest = sha256_hex(content)
+    if known.get(source.path) == digest:
+        scan.unchanged += 1
+        return
+    if accept is not None:
+        scan.documents.append(accept(source.path, content))
+    if source.path in known:
+        scan.changed.append(source.path)
+    else:
+        scan.added[source.path] = digest
+
+
+def _bury(parent: Snapshot, changes: DocumentChanges) -> tuple[SegmentRef, ...]:
+    """The parent's segments with tombstones for every document that changed or went."""
+    dead = {*changes.changed, *changes.deleted, *(old for old, _ in changes.renamed)}
+    refs = []
+    for ref, segment in zip(parent.release.manifest.segments, parent.segments, strict=True):
+        buried = {path for path in segment.documents["path"] if path in dead} | set(ref.tombstones)
+        refs.append(ref.model_copy(update={"tombstones": order_paths(buried)}))
+    return tuple(refs)
+
+
+def _message(changes: DocumentChanges, parts: Iterable[str]) -> str:
+    counts = [
+        f"{len(paths)} {verb}"
+        for verb, paths in (
+            ("added", changes.added),
+            ("changed", changes.changed),
+            ("deleted", changes.deleted),
+            ("renamed", changes.renamed),
+        )
+        if paths
+    ]
+    if counts:
+        return f"Ingest: {', '.join(counts)} document(s)"
+    return f"Change {', '.join(parts) or 'golden questions'}"
+
+
+def _metadata(result: IngestResult, total: int) -> dict[str, str]:
+    documents = result.documents
+    return {
+        "changed": ",".join(result.changed),
+        "documents-added": str(len(documents.added)),
+        "documents-changed": str(len(documents.changed)),
+        "documents-deleted": str(len(documents.deleted)),
+        "documents-renamed": str(len(documents.renamed)),
+        "documents": str(total),
+        "chunks": str(result.chunks["total"]),
+        "embedded": str(result.embedded),
+        "reused": str(result.reused),
+    }

@@ -1,0 +1,187 @@
+"""A knowledge base on disk: where its files lie, and how to open what they hold.
+
+plumbline.toml, prompts/, golden/    the working copy: edited by people, committed by `rag ingest`
+.plumbline/knowledge.git             the repository: `git log` and `git show` work in it
+.plumbline/cache/                    Chroma collections and postings, rebuilt when missing
+.plumbline/answers.sqlite            the answer log
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from knowledge_base.durable import exclusive_lock, write_bytes
+from knowledge_base.embedders import Embedder, load_embedder
+from knowledge_base.errors import AlreadyExistsError, NotAKnowledgeBaseError, SettingsError
+from knowledge_base.release import (
+    GOLDEN_PREFIX,
+    PROMPTS_PREFIX,
+    SETTINGS_PATH,
+    EmbedderSettings,
+    Release,
+    Settings,
+    load_release,
+    parse_settings,
+)
+from knowledge_base.snapshot import Snapshot, open_snapshot
+from knowledge_base.version_store import Repository, open_version_store
+
+MAIN = "main"
+_REPOSITORY = "knowledge"
+
+DEFAULT_SETTINGS = """\
+# What decides an answer. Every `rag ingest` commits this file; see docs/configuration.md.
+
+[chunker]
+splitter = "sentence"          # sentence, token or markdown
+size = 200                     # tokens of the embedder's tokenizer
+overlap = 0
+
+[embedder]
+model = "all-MiniLM-L6-v2"     # a sentence-transformers name or folder; "static:NAME" for a distilled one
+precision = "int8"             # int8 or fp32
+query_prefix = ""
+document_prefix = ""
+
+[retrieval]
+mode = "hybrid"                # hybrid, dense or lexical
+top_k = 5
+candidates = 100               # how deep each ranking is read before they are fused
+dense_weight = 0.5             # 0 is lexical alone, 1 dense alone
+language = "english"           # stemmer of the lexical index; "none" for no stemming
+
+[answer]
+model = "extractive"           # quotes the best sentences; needs no language model
+max_sentences = 3
+min_support = 0.5              # below it the answer abstains
+"""
+
+DEFAULT_PROMPT = """\
+---
+name: answer
+description: How a language model is asked to answer from the retrieved passages.
+---
+Answer the question from the numbered passages alone. After every sentence, cite the passages that
+support it, as [1] or [1][2]. If they do not hold the answer, say that you cannot answer.
+
+Passages:
+{contexts}
+
+Question: {question}
+"""
+
+
+class KnowledgeBase:
+    """One knowledge base; `models` is where exported embedding models are kept, shared by all."""
+
+    def __init__(self, root: Path, repository: Repository, models: Path) -> None:
+        self.root = root
+        self.repository = repository
+        self.models = models
+        self.folder = root / ".plumbline"
+        self.cache = self.folder / "cache"
+
+    @classmethod
+    def create(cls, root: Path, models: Path) -> "KnowledgeBase":
+        """Make a new knowledge base in `root`, keeping any plumbline.toml or prompts already there.
+
+        Raises:
+            AlreadyExistsError: There is one already.
+            StorageError: The disk refused.
+        """
+        folder = root / ".plumbline"
+        if (folder / f"{_REPOSITORY}.git").exists():
+            raise AlreadyExistsError(
+                f"{root} already holds a knowledge base.", hint="Use it, or choose another folder."
+            )
+        repository = open_version_store(str(folder)).create_repository(_REPOSITORY, default_branch=MAIN)
+        for name, content in (
+            (SETTINGS_PATH, DEFAULT_SETTINGS),
+            (f"{PROMPTS_PREFIX}answer.md", DEFAULT_PROMPT),
+        ):
+            if not (root / name).exists():
+                write_bytes(root / name, content.encode())
+        (root / GOLDEN_PREFIX).mkdir(exist_ok=True)
+        write_bytes(folder / ".gitignore", b"*\n")
+        return cls(root, repository, models)
+
+    @classmethod
+    def open(cls, root: Path, models: Path) -> "KnowledgeBase":
+        """Open the knowledge base in `root`. Raises NotAKnowledgeBaseError, UnavailableError."""
+        folder = root / ".plumbline"
+        if not (folder / f"{_REPOSITORY}.git").exists():
+            raise NotAKnowledgeBaseError(
+                f"There is no knowledge base in {root}.", hint="Run `rag init` there, or name one with --kb."
+            )
+        return cls(root, open_version_store(str(folder)).get_repository(_REPOSITORY), models)
+
+    # -- the working copy ----------------------------------------------------------------------
+
+    def settings(self) -> Settings:
+        """Settings of the working copy, not of any release. Raises SettingsError."""
+        return parse_settings(self.working_files().get(SETTINGS_PATH, b"").decode())
+
+    def prompts(self) -> dict[str, str]:
+        """Prompts of the working copy by file name."""
+        files = self.working_files()
+        return {
+            path.removeprefix(PROMPTS_PREFIX): content.decode()
+            for path, content in files.items()
+            if path.startswith(PROMPTS_PREFIX)
+        }
+
+    def working_files(self) -> dict[str, bytes]:
+        """plumbline.toml, prompts and golden questions as they are on disk, by commit path.
+
+        Raises:
+            SettingsError: One of them cannot be read as UTF-8 text.
+        """
+        paths = [self.root / SETTINGS_PATH]
+        paths += sorted((self.root / PROMPTS_PREFIX).glob("*.md")) + sorted(
+            (self.root / GOLDEN_PREFIX).glob("*.jsonl")
+        )
+        files = {}
+        for path in paths:
+            if not path.is_file():
+                continue
+            try:
+                content = path.read_bytes()
+                content.decode()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{path} cannot be read: {error}.", hint="Mend or remove it.") from error
+            files[path.relative_to(self.root).as_posix()] = content
+        return files
+
+    # -- releases ------------------------------------------------------------------------------
+
+    def release(self, ref: str = MAIN) -> Release:
+        """What `ref` pins. Raises NotFoundError, DamagedError."""
+        return load_release(self.repository, ref)
+
+    def snapshot(self, ref: str = MAIN) -> Snapshot:
+        """`ref` opened for search. Raises NotFoundError, DamagedError."""
+        return open_snapshot(self.repository, self.release(ref), self.cache)
+
+    def embedder(self, settings: EmbedderSettings) -> Embedder:
+        """The embedder that `settings` name. Raises EmbedderError, MissingExtraError."""
+        return load_embedder(settings, self.models)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writer lock: one ingest, rollback or rebuild at a time. Raises LockedError."""
+        with exclusive_lock(self.folder / "lock"):
+            yield
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder upwards from `start` that holds a knowledge base.
+
+    Raises:
+        NotAKnowledgeBaseError: There is none.
+    """
+    for folder in (start, *start.parents):
+        if (folder / ".plumbline" / f"{_REPOSITORY}.git").exists():
+            return folder
+    raise NotAKnowledgeBaseError(
+        f"There is no knowledge base in {start} or above.", hint="Run `rag init`, or name one with --kb DIR."
+    )

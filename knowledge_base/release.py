@@ -1,0 +1,239 @@
+"""What one commit pins: settings, prompts and the manifest of its index; how two releases differ."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from knowledge_base.documents import sha256_hex
+from knowledge_base.errors import DamagedError, NotFoundError, SettingsError
+from knowledge_base.version_store import Repository
+
+SETTINGS_PATH = "plumbline.toml"
+MANIFEST_PATH = "index/manifest.json"
+DOCUMENTS_PREFIX = "documents/"
+PROMPTS_PREFIX = "prompts/"
+GOLDEN_PREFIX = "golden/"
+
+Fingerprint = Mapping[str, str | int | float | bool]
+"""What decides a result, as flat canonical values; two of them are equal or the results may differ."""
+
+
+class Frozen(BaseModel):
+    """Every persisted value: immutable, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChunkerSettings(Frozen):
+    """How documents are split; sizes in tokens of the embedder's tokenizer."""
+
+    splitter: Literal["sentence", "token", "markdown"] = "sentence"
+    size: int = Field(default=200, ge=16, le=8192)
+    overlap: int = Field(default=0, ge=0, le=4096)
+
+
+class EmbedderSettings(Frozen):
+    """Which model turns texts into vectors: a name, a folder, or `static:` before either."""
+
+    model: str = "all-MiniLM-L6-v2"
+    precision: Literal["int8", "fp32"] = "int8"
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+
+class RetrievalSettings(Frozen):
+    """How passages are ranked for a question."""
+
+    mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
+    top_k: int = Field(default=5, ge=1, le=100)
+    candidates: int = Field(default=100, ge=10, le=1000)
+    dense_weight: float = Field(default=0.5, ge=0, le=1)
+    language: str = "english"
+
+
+class AnswerSettings(Frozen):
+    """Who writes the answer, and when to abstain."""
+
+    model: Literal["extractive"] = "extractive"
+    max_sentences: int = Field(default=3, ge=1, le=20)
+    min_support: float = Field(default=0.5, ge=0, le=1)
+
+
+class Settings(Frozen):
+    """All of plumbline.toml."""
+
+    chunker: ChunkerSettings = ChunkerSettings()
+    embedder: EmbedderSettings = EmbedderSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    answer: AnswerSettings = AnswerSettings()
+
+
+def parse_settings(text: str, *, where: str = SETTINGS_PATH) -> Settings:
+    """Settings from TOML.
+
+    Raises:
+        SettingsError: Not TOML, an unknown key, or a value out of range; the message names it.
+    """
+    try:
+        return Settings.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{where} is not valid TOML: {error}.", hint="Mend that line.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{where}: {key}: {first['msg']}.", hint="See docs/configuration.md.") from error
+
+
+class SegmentRef(Frozen):
+    """One segment as a release uses it; `tombstones` are the document paths that no longer count."""
+
+    id: str
+    documents: int
+    passages: int
+    bytes: int
+    tombstones: tuple[str, ...] = ()
+
+
+class Manifest(Frozen):
+    """The index of a release: which segments, without which documents, built by what."""
+
+    version: Literal[1] = 1
+    embedder: dict[str, str | int | float | bool] = {}
+    chunker: dict[str, str | int | float | bool] = {}
+    documents: int = 0
+    chunks: int = 0
+    segments: tuple[SegmentRef, ...] = ()
+
+
+_Model = TypeVar("_Model", bound=Frozen)
+
+
+def canonical_json(value: BaseModel | Mapping[str, Any]) -> bytes:
+    """The one way a value is written: sorted keys, two spaces, a final newline."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return (json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def fingerprint_id(fingerprint: Fingerprint) -> str:
+    """A short name for a fingerprint: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Release(Frozen):
+    """One commit's settings, prompts and manifest."""
+
+    commit: str
+    settings: Settings
+    manifest: Manifest
+    prompts: dict[str, str]
+
+    @property
+    def prompt_hash(self) -> str:
+        """Names the prompts: 16 hexadecimal digits, empty without prompts."""
+        return hash_prompts(self.prompts)
+
+
+def hash_prompts(prompts: Mapping[str, str]) -> str:
+    """One name for a set of prompts: 16 hexadecimal digits, empty for none."""
+    return sha256_hex(json.dumps(dict(prompts), sort_keys=True).encode())[:16] if prompts else ""
+
+
+def load_release(repository: Repository, ref: str) -> Release:
+    """Read what `ref` pins.
+
+    Raises:
+        NotFoundError: There is no such ref.
+        DamagedError: The commit's settings or manifest cannot be read.
+    """
+    commit = repository.resolve(ref)
+    prompts = {
+        item.path.removeprefix(PROMPTS_PREFIX): repository.get_object(commit, item.path).decode()
+        for item in repository.list_objects(commit, prefix=PROMPTS_PREFIX)
+    }
+    try:
+        settings = parse_settings(
+            _read(repository, commit, SETTINGS_PATH).decode(), where=f"{ref}:{SETTINGS_PATH}"
+        )
+        manifest = Manifest.model_validate_json(_read(repository, commit, MANIFEST_PATH) or b"{}")
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DamagedError(
+            f"The manifest of {ref!r} cannot be read: {error}.",
+            hint="It may come from a newer Plumbline; otherwise run `rag fsck`.",
+        ) from error
+    return Release(commit=commit, settings=settings, manifest=manifest, prompts=prompts)
+
+
+def _read(repository: Repository, commit: str, path: str) -> bytes:
+    try:
+        return repository.get_object(commit, path)
+    except NotFoundError:
+        return b""  # the root commit of a repository holds nothing: defaults and an empty index
+
+
+def changed_parts(
+    old: Release,
+    settings: Settings,
+    prompts: Mapping[str, str],
+    *,
+    corpus: bool,
+    chunker: bool,
+    embedder: bool,
+) -> list[str]:
+    """Which of corpus, chunker, embedder, prompt, retrieval and model differ from `old`."""
+    flags = {
+        "corpus": corpus,
+        "chunker": chunker,
+        "embedder": embedder,
+        "prompt": hash_prompts(old.prompts) != hash_prompts(prompts),
+        "retrieval": old.settings.retrieval != settings.retrieval,
+        "model": old.settings.answer != settings.answer,
+    }
+    return [name for name, changed in flags.items() if changed]
+
+
+def settings_difference(old: Release, new: Release) -> dict[str, dict[str, Any]]:
+    """Each setting whose value differs, as `{"section.key": {"from": ..., "to": ...}}`."""
+    before, after = _flat(old.settings), _flat(new.settings)
+    before["prompts"], after["prompts"] = old.prompt_hash, new.prompt_hash
+    return {
+        key: {"from": before.get(key), "to": after.get(key)}
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    }
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    return {
+        f"{part}.{key}": value for part, keys in settings.model_dump().items() for key, value in keys.items()
+    }
+
+
+class DocumentChanges(Frozen):
+    """How the documents of two releases differ, each list in byte order."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything differs."""
+        return bool(self.added or self.changed or self.deleted or self.renamed)
+
+    def as_json(self) -> dict[str, Any]:
+        """Lists as `--json` prints them; renamed as `{"from", "to"}`."""
+        return {
+            "added": list(self.added),
+            "changed": list(self.changed),
+            "deleted": list(self.deleted),
+            "renamed": [{"from": old, "to": new} for old, new in self.renamed],
+        }
+
+
+def order_paths(paths: Iterable[str]) -> tuple[str, ...]:
+    """Paths in byte order, as both version stores list them."""
+    return tuple(sorted(paths, key=lambda path: path.encode()))

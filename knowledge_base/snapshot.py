@@ -1,0 +1,225 @@
+"""A release opened for search: its live documents, chunks and passages over all segments."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowledge_base.documents import Chunk, Document, chunk_id
+from knowledge_base.errors import NotFoundError
+from knowledge_base.lexical import Analyzer, bm25_scores
+from knowledge_base.release import Release, order_paths
+from knowledge_base.segments import Segment, open_segments
+from knowledge_base.version_store import Repository
+
+
+class Snapshot:
+    """Read-only view of one release.
+
+    A passage is a distinct chunk text; passages are numbered over all segments in manifest order.
+    Every score is computed from the stored vectors and counts, rounded to six decimals, and ties go
+    to the smaller text hash, so a ranking depends on the release alone.
+    """
+
+    def __init__(self, release: Release, segments: Sequence[Segment]) -> None:
+        self.release = release
+        self.segments = list(segments)
+        tombstones = [frozenset(ref.tombstones) for ref in release.manifest.segments]
+        live_rows = [
+            np.array([path not in dead for path in segment.documents["path"]], bool)
+            for segment, dead in zip(self.segments, tombstones, strict=True)
+        ]
+        self._place = {
+            path: (number, row)
+            for number, segment in enumerate(self.segments)
+            for row, path in enumerate(segment.documents["path"])
+            if live_rows[number][row]
+        }
+        self.paths = order_paths(self._place)
+        self._index_chunks(live_rows)
+
+    def _index_chunks(self, live_rows: list[NDArray[np.bool_]]) -> None:
+        rank = {path: number for number, path in enumerate(self.paths)}
+        hashes = [segment.passage_hashes for segment in self.segments]
+        self._hashes = np.concatenate(hashes) if hashes else np.empty(0, "S32")
+        self._starts = np.cumsum([0, *map(len, hashes)])
+        order = np.argsort(self._hashes, kind="stable")
+        columns: dict[str, list[NDArray[np.generic]]] = {
+            name: [] for name in ("rank", "start", "end", "page", "heading", "hash")
+        }
+        for segment, live in zip(self.segments, live_rows, strict=True):
+            spans = segment.spans
+            keep = live[spans["document"]]
+            ranks = np.array([rank.get(path, -1) for path in segment.documents["path"]], np.int64)
+            columns["rank"].append(ranks[spans["document"][keep]])
+            columns["hash"].append(spans["text_hash"][keep])
+            for name in ("start", "end", "page", "heading"):
+                columns[name].append(spans[name][keep])
+        merged = {
+            name: np.concatenate(parts) if parts else np.empty(0, np.int64) for name, parts in columns.items()
+        }
+        # The first segment that holds a text wins; equal texts of later segments are never live.
+        positions = (
+            np.searchsorted(self._hashes, merged["hash"], sorter=order)
+            if len(order)
+            else np.empty(0, np.int64)
+        )
+        passages = order[positions]
+        sort = np.lexsort((merged["start"], merged["rank"], passages))
+        self._chunks = {name: column[sort] for name, column in merged.items()}
+        self._chunk_passages = passages[sort]
+        self.live = np.zeros(len(self._hashes), bool)
+        self.live[self._chunk_passages] = True
+
+    # -- documents and chunks ------------------------------------------------------------------
+
+    def __contains__(self, path: str) -> bool:
+        """Whether a document of that path is part of the release."""
+        return path in self._place
+
+    def document(self, path: str) -> Document:
+        """One document with its extracted text. Raises NotFoundError."""
+        number, row = self._locate(path)
+        columns = self.segments[number].documents
+        return Document(
+            path,
+            columns["sha256"][row],
+            columns["size_bytes"][row],
+            columns["title"][row],
+            self.document_text(path),
+        )
+
+    def document_text(self, path: str) -> str:
+        """The extracted text that spans and citations count in. Raises NotFoundError."""
+        number, row = self._locate(path)
+        text: str = self.segments[number].texts[row].as_py()
+        return text
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the source bytes of every live document, by path."""
+        return {
+            path: self.segments[number].documents["sha256"][row]
+            for path, (number, row) in self._place.items()
+        }
+
+    def titles(self, path: str) -> str:
+        """The title of a document. Raises NotFoundError."""
+        number, row = self._locate(path)
+        title: str = self.segments[number].documents["title"][row]
+        return title
+
+    def _locate(self, path: str) -> tuple[int, int]:
+        if path not in self._place:
+            raise NotFoundError("document", path, hint="`rag show` lists the documents of a release.")
+        return self._place[path]
+
+    @property
+    def chunk_count(self) -> int:
+        """Number of live chunks; equal texts count each time they occur."""
+        return len(self._chunk_passages)
+
+    def chunks_of(self, passage: int) -> list[Chunk]:
+        """Every place where a passage stands, by path and position."""
+        first, last = np.searchsorted(self._chunk_passages, [passage, passage + 1])
+        return [self._chunk(row) for row in range(int(first), int(last))]
+
+    def chunk_ids(self) -> set[str]:
+        """The id of every live chunk."""
+        columns = self._chunks
+        rows = zip(columns["rank"], columns["start"], columns["end"], columns["hash"], strict=True)
+        return {
+            chunk_id(self.paths[rank], int(start), int(end), bytes(digest).ljust(32, b"\0").hex())
+            for rank, start, end, digest in rows
+        }
+
+    def _chunk(self, row: int) -> Chunk:
+        columns = self._chunks
+        path = self.paths[int(columns["rank"][row])]
+        start, end = int(columns["start"][row]), int(columns["end"][row])
+        heading = str(columns["heading"][row])
+        return Chunk(
+            path,
+            start,
+            end,
+            self.document_text(path)[start:end],
+            tuple(heading.split("\n")) if heading else (),
+            int(columns["page"][row]) or None,
+        )
+
+    # -- search --------------------------------------------------------------------------------
+
+    def nearest(self, query: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """Up to `count` live passages nearest to `query`, best first."""
+        found = [self._nearest_in(number, query, count) for number in range(len(self.segments))]
+        passages = np.concatenate(found) if found else np.empty(0, np.int64)
+        return self.rank(passages, self.dense_scores(query, passages))[:count]
+
+    def _nearest_in(self, number: int, query: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        segment, start = self.segments[number], int(self._starts[number])
+        size, want = len(segment.passage_hashes), count
+        while True:
+            passages = segment.nearest(query, want) + start
+            live = passages[self.live[passages]]
+            if len(live) >= count or want >= size:
+                return live
+            want *= 4  # dead passages stood in front: look deeper
+
+    def dense_scores(self, query: NDArray[np.float32], passages: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Cosine similarity of `query` to each passage, shape (len(passages),)."""
+        scores = np.empty(len(passages))
+        numbers = np.searchsorted(self._starts, passages, side="right") - 1
+        for number in np.unique(numbers):
+            here = numbers == number
+            rows = passages[here] - int(self._starts[number])
+            scores[here] = self.segments[number].vectors[rows].astype(np.float32) @ query
+        return np.round(scores, 6)
+
+    def lexical_scores(self, question: str) -> NDArray[np.float64]:
+        """BM25 of every passage, shape (passages,); 0 where no term matches or the passage is dead."""
+        if not self.segments:
+            return np.empty(0)
+        terms = Analyzer(self.release.settings.retrieval.language).terms(question)
+        live = [self.live[self._starts[n] : self._starts[n + 1]] for n in range(len(self.segments))]
+        usable = [
+            (s.postings, mask) for s, mask in zip(self.segments, live, strict=True) if len(s.passage_hashes)
+        ]
+        scores: NDArray[np.float64] = (
+            np.round(np.concatenate(bm25_scores(terms, usable)), 6) if usable else np.empty(0)
+        )
+        return scores
+
+    def rank(self, passages: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
+        """`passages` ordered by falling score, ties by text hash."""
+        return passages[np.lexsort((self._hashes[passages], -scores))]
+
+    def vectors_by_hash(self, wanted: set[str]) -> dict[str, NDArray[np.float16]]:
+        """Stored vectors of those texts, dead or alive, that this release's segments hold."""
+        found: dict[str, NDArray[np.float16]] = {}
+        for segment in self.segments:
+            rows = [(bytes(h).ljust(32, b"\0").hex(), row) for row, h in enumerate(segment.passage_hashes)]
+            known = [(text_hash, row) for text_hash, row in rows if text_hash in wanted]
+            if known:
+                vectors = segment.read_vectors()
+                found.update((text_hash, vectors[row]) for text_hash, row in known)
+        return found
+
+    def passage_hashes(self) -> set[str]:
+        """Hash of every text that has a vector in these segments, dead or alive."""
+        return {bytes(digest).ljust(32, b"\0").hex() for digest in self._hashes}
+
+    def close(self) -> None:
+        """Release the segments' files and memory."""
+        for segment in self.segments:
+            segment.close()
+
+
+def open_snapshot(repository: Repository, release: Release, cache: Path) -> Snapshot:
+    """Open a release for search. Raises DamagedError when its truth cannot be read."""
+    segments = open_segments(
+        release.manifest,
+        lambda path: repository.open_object(release.commit, path),
+        cache,
+        language=release.settings.retrieval.language,
+    )
+    return Snapshot(release, segments)

@@ -1,0 +1,118 @@
+"""The answerer without a language model: it quotes the sentences that answer, or abstains.
+
+A sentence is scored by what it shares with the question: the share of the question's terms it holds,
+weighted by how rare each is in the retrieved passages, and the cosine of the two vectors. Nothing is
+ever written that does not stand in a document.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from knowledge_base.embedders import Embedder
+from knowledge_base.lexical import Analyzer
+from knowledge_base.sentences import split_sentences
+from rag.answer import Context
+
+_WORDS = re.compile(r"[^\W\d_]{2,}")
+_QUESTION_WORDS = frozenset(
+    """
+    a an and are as at be by can could do does did for from had has have how i if in is it its me my of on or
+    our should so that the their them there these they this to us was we were what when where which who whom
+    whose why will with would you your
+    """.split()  # noqa: SIM905 - a list of quoted words is no easier to read
+)
+_MIN_WORDS = 4
+_MAX_CHARACTERS = 600
+_PASSAGES_READ = 5
+_SENTENCES_EMBEDDED = 24
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of a retrieved passage; `start` and `end` count in the document's text."""
+
+    context: Context
+    start: int
+    end: int
+    text: str
+    support: float = 0.0
+
+
+def find_support(
+    question: str, contexts: Sequence[Context], embedder: Embedder, language: str
+) -> list[Sentence]:
+    """Sentences of the passages with how well each supports an answer (0 to 1), best first."""
+    analyzer = Analyzer(language)
+    sentences = _candidates(contexts[:_PASSAGES_READ])
+    if not sentences:
+        return []
+    asked = _question_terms(question, analyzer)
+    terms = [Counter(analyzer.terms(sentence.text)) for sentence in sentences]
+    weights = _rarity(asked, terms)
+    overlap = [sum(weights[t] for t in asked if t in counts) for counts in terms]
+    # A cosine costs milliseconds, so only the lexically promising sentences get one.
+    order = sorted(range(len(sentences)), key=lambda i: (-overlap[i], -sentences[i].context.score, i))
+    chosen = order[:_SENTENCES_EMBEDDED]
+    vectors = embedder.embed_documents([sentences[i].text for i in chosen])
+    cosines = vectors @ embedder.embed_query(question)
+    scored = [
+        Sentence(s.context, s.start, s.end, s.text, round(float(_support(overlap[i], cosine)), 4))
+        for i, cosine in zip(chosen, cosines, strict=True)
+        for s in (sentences[i],)
+    ]
+    return sorted(scored, key=lambda s: (-s.support, -s.context.score, s.context.path, s.start))
+
+
+def choose(sentences: Sequence[Sentence], *, minimum: float, maximum: int) -> list[Sentence]:
+    """The sentences to quote: supported ones close to the best, no two of them alike."""
+    chosen: list[Sentence] = []
+    for sentence in sentences:
+        if (
+            len(chosen) == maximum
+            or sentence.support < minimum
+            or sentence.support < 0.85 * sentences[0].support
+        ):
+            break
+        words = set(_WORDS.findall(sentence.text.lower()))
+        if all(_overlap(words, set(_WORDS.findall(other.text.lower()))) < 0.7 for other in chosen):
+            chosen.append(sentence)
+    return chosen
+
+
+def _candidates(contexts: Sequence[Context]) -> list[Sentence]:
+    sentences = []
+    for context in contexts:
+        for start, end in split_sentences(context.text):
+            text = context.text[start:end]
+            if (
+                len(_WORDS.findall(text)) >= _MIN_WORDS
+                and len(text) <= _MAX_CHARACTERS
+                and not text.endswith("?")
+            ):
+                sentences.append(Sentence(context, context.start + start, context.start + end, text))
+    return sentences
+
+
+def _question_terms(question: str, analyzer: Analyzer) -> list[str]:
+    words = [word for word in re.findall(r"[^\W_]+", question.lower()) if word not in _QUESTION_WORDS]
+    return sorted(set(analyzer.terms(" ".join(words) or question)))
+
+
+def _rarity(asked: Sequence[str], terms: Sequence[Counter[str]]) -> dict[str, float]:
+    """Weight of each term of the question; they sum to 1, so an overlap is a share of the question."""
+    raw = {t: math.log(1 + len(terms) / (1 + sum(t in counts for counts in terms))) for t in asked}
+    total = sum(raw.values()) or 1.0
+    return {term: weight / total for term, weight in raw.items()}
+
+
+def _support(overlap: float, cosine: float) -> float:
+    return 0.5 * overlap + 0.5 * max(0.0, float(np.clip(cosine, 0, 1)))
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    return len(one & other) / max(1, min(len(one), len(other)))
