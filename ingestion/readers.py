@@ -86,7 +86,11 @@ def extract(path: str, content: bytes, *, timeout_seconds: int = 60) -> Extracte
 
 def _reason(error: BaseException) -> str:
     detail = " ".join(str(error).split())[:160]
-    if "password" in detail.lower() or "decrypt" in detail.lower() or "FileNotDecrypted" in type(error).__name__:
+    if (
+        "password" in detail.lower()
+        or "decrypt" in detail.lower()
+        or "FileNotDecrypted" in type(error).__name__
+    ):
         return "encrypted: save it without a password"
     return f"damaged or not what its name says ({type(error).__name__}{': ' + detail if detail else ''})"
 
@@ -122,7 +126,9 @@ def _ole(suffix: str) -> _Read:
         return _read_table
     if suffix in (".docx", ".xlsx", ".pptx"):
         raise DocumentError("encrypted: save it without a password")
-    raise DocumentError(f"not supported: {_UNSUPPORTED.get(suffix, 'an old Office file: save it in the new format')}")
+    raise DocumentError(
+        f"not supported: {_UNSUPPORTED.get(suffix, 'an old Office file: save it in the new format')}"
+    )
 
 
 def _zipped(content: bytes, suffix: str) -> _Read:
@@ -230,7 +236,11 @@ def _headings(text: str, offset: int) -> Iterator[tuple[int, int, str]]:
             if heading := _HEADING.match(bare):
                 yield offset, len(heading[1]), heading[2].strip()
                 bare = ""
-            elif previous.strip() and (under := _UNDERLINE.match(bare)) and not previous.lstrip().startswith(("-", "|", ">")):
+            elif (
+                previous.strip()
+                and (under := _UNDERLINE.match(bare))
+                and not previous.lstrip().startswith(("-", "|", ">"))
+            ):
                 yield previous_at, 1 if under[1][0] == "=" else 2, previous.strip()
                 bare = ""
         previous, previous_at = bare if not mark else "", offset
@@ -350,7 +360,11 @@ def _silence() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -45,7 +45,9 @@ class SourceFile:
     @staticmethod
     def _limited(content: bytes, size: int, max_bytes: int) -> bytes:
         if size > max_bytes:
-            raise DocumentError(f"too large: {size / 1e6:.0f} MB, the limit is {max_bytes / 1e6:.0f} MB (--max-mb)")
+            raise DocumentError(
+                f"too large: {size / 1e6:.0f} MB, the limit is {max_bytes / 1e6:.0f} MB (--max-mb)"
+            )
         return content
 
 

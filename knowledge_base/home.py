@@ -33,8 +33,8 @@ DEFAULT_SETTINGS = """\
 # What decides an answer. Every `rag ingest` commits this file; see docs/configuration.md.
 
 [chunker]
-splitter = "sentence"          # sentence, token or markdown
-size = 200                     # tokens of the embedder's tokenizer
+splitter = "markdown"          # sentence, token or markdown
+size = 250                     # tokens of the embedder's tokenizer
 overlap = 0
 
 [embedder]

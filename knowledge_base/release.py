@@ -31,8 +31,8 @@ class Frozen(BaseModel):
 class ChunkerSettings(Frozen):
     """How documents are split; sizes in tokens of the embedder's tokenizer."""
 
-    splitter: Literal["sentence", "token", "markdown"] = "sentence"
-    size: int = Field(default=200, ge=16, le=8192)
+    splitter: Literal["sentence", "token", "markdown"] = "markdown"
+    size: int = Field(default=250, ge=16, le=8192)
     overlap: int = Field(default=0, ge=0, le=4096)
 
 

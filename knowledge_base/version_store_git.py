@@ -91,10 +91,12 @@ def _translated(what: str) -> Iterator[None]:
         text = str(error).lower()
         if any(word in text for word in _DISK) or (isinstance(error, OSError) and error.errno):
             raise StorageError(
-                f"The disk refused {what}: {error}.", hint="Nothing was published. Free space, then run it again."
+                f"The disk refused {what}: {error}.",
+                hint="Nothing was published. Free space, then run it again.",
             ) from error
         raise DamagedError(
-            f"The repository is damaged: {what}: {error}.", hint="Run `rag fsck`; restore it from a clone or backup."
+            f"The repository is damaged: {what}: {error}.",
+            hint="Run `rag fsck`; restore it from a clone or backup.",
         ) from error
 
 
@@ -236,7 +238,9 @@ class GitRepository:
         with _translated(f"reading {ref!r}"):
             commit = self._named(name)
             if commit is None:
-                raise NotFoundError("ref", ref, hint="`rag log` lists the releases; branches and tags work too.")
+                raise NotFoundError(
+                    "ref", ref, hint="`rag log` lists the releases; branches and tags work too."
+                )
             if date:
                 commit = self._at(commit, date[2:-1], ref)
             for step, count in re.findall(r"([~^])([0-9]*)", steps):
@@ -259,7 +263,9 @@ class GitRepository:
         try:
             moment = datetime.fromisoformat(date)
         except ValueError as error:
-            raise NotFoundError("ref", ref, hint="Write a date as main@{2026-11-01} or main@{2026-11-01T09:30}.") from error
+            raise NotFoundError(
+                "ref", ref, hint="Write a date as main@{2026-11-01} or main@{2026-11-01T09:30}."
+            ) from error
         if "T" not in date and " " not in date:
             moment = moment.replace(hour=23, minute=59, second=59)  # a day means how it ended
         limit = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -385,7 +391,8 @@ class GitRepository:
             return open(large, "rb")
         except OSError as error:
             raise DamagedError(
-                f"{path!r} cannot be read: {error}.", hint="Run `rag fsck`; restore it from a clone or backup."
+                f"{path!r} cannot be read: {error}.",
+                hint="Run `rag fsck`; restore it from a clone or backup.",
             ) from error
 
     def _large_path(self, digest: str) -> Path:
@@ -452,13 +459,21 @@ class GitRepository:
             yield
 
     def _move(
-        self, event: str, branch: str, tree: str, parents: list[str], message: str, metadata: Mapping[str, str]
+        self,
+        event: str,
+        branch: str,
+        tree: str,
+        parents: list[str],
+        message: str,
+        metadata: Mapping[str, str],
     ) -> Commit:
         """Write a commit, ask the hooks, move the branch; the caller holds the lock."""
         with _translated("writing a commit"):
             author = pygit2.Signature(*self._committer)
             text = _format_message(message, metadata)
-            oid = self._git.create_commit(None, author, author, text, tree, [pygit2.Oid(hex=p) for p in parents])
+            oid = self._git.create_commit(
+                None, author, author, text, tree, [pygit2.Oid(hex=p) for p in parents]
+            )
             commit = _describe(self._git[oid])
         for wanted, hook in self._hooks:
             if wanted == event:
@@ -515,7 +530,9 @@ class GitRepository:
         with self._writing():
             head = self._commit(self.get_branch(branch).commit_id)
             target = self._commit(ref)
-            if not target.parents or (len(target.parents) > 1 and not 1 <= parent_number <= len(target.parents)):
+            if not target.parents or (
+                len(target.parents) > 1 and not 1 <= parent_number <= len(target.parents)
+            ):
                 raise NotFoundError("parent", f"{ref}^{parent_number}", hint="Name the parent to go back to.")
             parent = target.parents[max(parent_number, 1) - 1]
             with _translated("reverting"):
@@ -575,7 +592,9 @@ class GitRepository:
             if type == "three_dot":
                 before = self._git[self._git.merge_base(ours.id, theirs.id)].tree
                 conflicting = {path: new for path, _, new in compare_trees(self._git, before, ours.tree)}
-            found = [row for row in compare_trees(self._git, before, theirs.tree) if row[0].startswith(prefix)]
+            found = [
+                row for row in compare_trees(self._git, before, theirs.tree) if row[0].startswith(prefix)
+            ]
         for path, old, new in sorted(found, key=lambda row: row[0].encode()):
             size = self._info(path, new or old or "").size_bytes
             if path in conflicting and conflicting[path] != new:
@@ -601,7 +620,9 @@ class GitRepository:
         with self._writing():
             reached = {name for name, fault in self._reach() if not fault}
             limit, freed = time.time() - grace_seconds, 0
-            loose = [p for p in (self._path / "objects").glob("??/*") if p.parent.name + p.name not in reached]
+            loose = [
+                p for p in (self._path / "objects").glob("??/*") if p.parent.name + p.name not in reached
+            ]
             large = [p for p in (self._path / "lfs").rglob("*") if p.is_file() and p.name not in reached]
             for path in loose + large:
                 with disk_errors(str(path)):

@@ -44,7 +44,9 @@ def find_file(git: Any, tree: Any, path: str) -> str | None:
     return str(tree[name].id)
 
 
-def compare_trees(git: Any, left: Any, right: Any, folder: str = "") -> Iterator[tuple[str, str | None, str | None]]:
+def compare_trees(
+    git: Any, left: Any, right: Any, folder: str = ""
+) -> Iterator[tuple[str, str | None, str | None]]:
     """(path, blob on the left, blob on the right) of every file that differs; equal subtrees are skipped."""
     names = {entry.name for entry in left or ()} | {entry.name for entry in right or ()}
     for name in sorted(names, key=lambda name: name.encode()):
@@ -102,7 +104,11 @@ def _apply(git: Any, tree: Any, node: _Node, folder: str) -> str | None:
         existing = tree[name] if tree is not None and name in tree else None
         subtree, blob = _split(git, existing)
         blob = child.blob if child.touched else blob
-        below = _apply(git, subtree, child, f"{folder}{name}/") if child.below and (subtree or child.adds()) else None
+        below = (
+            _apply(git, subtree, child, f"{folder}{name}/")
+            if child.below and (subtree or child.adds())
+            else None
+        )
         if subtree is not None and not child.below:
             below = str(subtree.id)
         if blob is not None and below is not None:

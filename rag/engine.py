@@ -19,7 +19,7 @@ class Engine:
         self.release = release
         self.snapshot = snapshot
         settings = release.settings
-        self._embedder = embedder
+        self.embedder = embedder
         self.retriever = Retriever(snapshot, embedder, settings.retrieval)
 
     @classmethod
@@ -53,7 +53,7 @@ class Engine:
         settings = self.release.settings
         chain = build_chain(
             self.retriever,
-            self._embedder,
+            self.embedder,
             settings.answer,
             release=self.release_ref,
             prompt=self.release.prompt_hash,

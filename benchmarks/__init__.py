@@ -1,0 +1,1 @@
+"""Measurements that print a table, or one JSON object with --json."""

@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import pytest
+
+from ingestion.pipeline import Gate, IngestOptions, IngestResult, Judgement, ingest
+from ingestion.sources import list_sources
+from knowledge_base.errors import CheckFailedError, LockedError
+from knowledge_base.home import KnowledgeBase
+from knowledge_base.lifecycle import diff_releases, fsck, rollback
+from rag.engine import Engine
+
+
+def run(kb: KnowledgeBase, folder: Path, gate: Gate | None = None, **options: object) -> IngestResult:
+    chosen = IngestOptions(**{"prune": True, **options})  # type: ignore[arg-type]
+    return ingest(kb, list_sources([str(folder)]), chosen, gate=gate)
+
+
+def test_first_ingest_publishes_every_document(empty_kb: KnowledgeBase, sources: Path) -> None:
+    result = run(empty_kb, sources)
+    assert result.published
+    assert len(result.documents.added) == 6
+    assert result.embedded == result.chunks["total"] == empty_kb.release().manifest.chunks
+
+
+def test_unchanged_sources_publish_nothing(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    before = knowledge_base.repository.resolve("main")
+    result = run(knowledge_base, sources)
+    assert (result.published, result.unchanged, result.embedded) == (False, 6, 0)
+    assert knowledge_base.repository.resolve("main") == before
+
+
+def test_only_new_texts_are_embedded(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    (sources / "new.md").write_text("# Parking\n\nThe car park closes at midnight.\n")
+    result = run(knowledge_base, sources)
+    assert (result.embedded, len(result.documents.added), result.unchanged) == (1, 1, 6)
+
+
+def test_a_renamed_document_keeps_its_vectors(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    (sources / "team.txt").rename(sources / "support.txt")
+    result = run(knowledge_base, sources)
+    assert result.documents.renamed == (("team.txt", "support.txt"),)
+    assert (result.embedded, result.reused) == (0, 1)
+    assert Engine.open(knowledge_base).search("support team weekdays")[0].path == "support.txt"
+
+
+def test_a_deleted_document_is_no_longer_found(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    (sources / "security.md").unlink()
+    assert run(knowledge_base, sources).documents.deleted == ("security.md",)
+    found = Engine.open(knowledge_base).search("Argon2 passwords", 20)
+    assert "security.md" not in {context.path for context in found}
+
+
+def test_without_prune_nothing_is_deleted(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    (sources / "security.md").unlink()
+    assert not run(knowledge_base, sources, prune=False).documents.deleted
+
+
+def test_equal_documents_are_embedded_once(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    (sources / "copy.md").write_bytes((sources / "install.md").read_bytes())
+    assert run(knowledge_base, sources).embedded == 0
+    best = Engine.open(knowledge_base).search("default port of the server")[0]
+    assert (best.path, best.also_in) == ("copy.md", ("install.md",))
+
+
+def test_an_earlier_release_still_gives_its_answer(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    first = knowledge_base.repository.resolve("main")
+    text = (sources / "install.md").read_text().replace("8420", "9000")
+    (sources / "install.md").write_text(text)
+    run(knowledge_base, sources)
+    question = "What is the default port of the server?"
+    assert "9000" in Engine.open(knowledge_base).ask(question).answer
+    assert "8420" in Engine.open(knowledge_base, first).ask(question).answer
+
+
+def test_unreadable_files_are_reported_and_do_not_enter(empty_kb: KnowledgeBase, sources: Path) -> None:
+    (sources / "broken.pdf").write_bytes(b"%PDF-1.7 nothing else")
+    (sources / "empty.md").write_bytes(b"")
+    result = run(empty_kb, sources)
+    assert {path for path, _ in result.failed} == {"broken.pdf", "empty.md"}
+    assert empty_kb.snapshot().paths == tuple(sorted(result.documents.added))
+
+
+def test_strict_publishes_nothing_when_a_file_is_unreadable(empty_kb: KnowledgeBase, sources: Path) -> None:
+    (sources / "empty.md").write_bytes(b"")
+    before = empty_kb.repository.resolve("main")
+    with pytest.raises(CheckFailedError, match="empty.md"):
+        run(empty_kb, sources, strict=True)
+    assert empty_kb.repository.resolve("main") == before
+    assert [branch.id for branch in empty_kb.repository.list_branches()] == ["main"]
+
+
+def test_a_document_that_turns_unreadable_keeps_its_last_version(
+    knowledge_base: KnowledgeBase, sources: Path
+) -> None:
+    (sources / "install.md").write_bytes(b"")
+    result = run(knowledge_base, sources)
+    assert result.failed == (("install.md", "empty"),)
+    assert "install.md" in knowledge_base.snapshot()
+
+
+def test_dry_run_changes_nothing(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    before = knowledge_base.repository.resolve("main")
+    (sources / "new.md").write_text("# Parking\n\nThe car park closes at midnight.\n")
+    result = run(knowledge_base, sources, dry_run=True)
+    assert (result.documents.added, result.embedded, result.published) == (("new.md",), 1, False)
+    assert knowledge_base.repository.resolve("main") == before
+
+
+def test_a_candidate_that_the_gate_refuses_waits_on_a_branch(
+    knowledge_base: KnowledgeBase, sources: Path
+) -> None:
+    before = knowledge_base.repository.resolve("main")
+    (sources / "new.md").write_text("# Parking\n\nThe car park closes at midnight.\n")
+    result = run(knowledge_base, sources, gate=lambda candidate, live: Judgement("FAIL", False))
+    assert (result.published, knowledge_base.repository.resolve("main")) == (False, before)
+    assert "new.md" in knowledge_base.snapshot(result.branch)
+
+
+def test_another_branch_leaves_main_alone(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    before = knowledge_base.repository.resolve("main")
+    (sources / "new.md").write_text("# Parking\n\nThe car park closes at midnight.\n")
+    run(knowledge_base, sources, branch="trial")
+    assert knowledge_base.repository.resolve("main") == before
+    assert "new.md" in knowledge_base.snapshot("trial")
+
+
+def test_a_changed_chunker_splits_everything_again_but_embeds_only_new_texts(
+    knowledge_base: KnowledgeBase, sources: Path
+) -> None:
+    settings = knowledge_base.root / "plumbline.toml"
+    settings.write_text(settings.read_text().replace("size = 250", "size = 16"))
+    result = run(knowledge_base, sources)
+    assert result.changed == ("chunker",)
+    assert result.reused > 0 and result.embedded > 0
+    assert len(knowledge_base.release().manifest.segments) == 1
+
+
+def test_a_changed_embedder_embeds_everything_again_without_the_sources(
+    knowledge_base: KnowledgeBase, tmp_path: Path
+) -> None:
+    settings = knowledge_base.root / "plumbline.toml"
+    settings.write_text(settings.read_text().replace('"int8"', '"fp32"'))
+    (tmp_path / "nothing").mkdir()
+    result = run(knowledge_base, tmp_path / "nothing", prune=False)
+    assert (result.changed, result.reused) == (("embedder",), 0)
+    assert result.embedded == knowledge_base.snapshot().chunk_count
+    assert "8420" in Engine.open(knowledge_base).ask("What is the default port of the server?").answer
+
+
+def test_a_second_writer_is_told_to_wait(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    with knowledge_base.writing(), pytest.raises(LockedError):
+        run(knowledge_base, sources)
+
+
+def test_rollback_restores_documents_and_settings(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    first = knowledge_base.repository.resolve("main")
+    (sources / "team.txt").unlink()
+    run(knowledge_base, sources)
+    rollback(knowledge_base)
+    difference = diff_releases(knowledge_base, first, "main")
+    assert not difference.documents and difference.chunks["added"] == 0
+    assert not list(fsck(knowledge_base))
