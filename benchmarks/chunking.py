@@ -56,10 +56,8 @@ def main() -> None:
     known: dict[str, Any] = {}
     rows = []
     for splitter, size, overlap in GRID:
-        chunker = Chunker(
-            ChunkerSettings.model_validate({"splitter": splitter, "size": size, "overlap": overlap}),
-            embedder.tokenize,
-        )
+        settings = {"splitter": splitter, "size": size, "overlap": overlap}
+        chunker = Chunker(ChunkerSettings.model_validate(settings), embedder.tokenize)
         chunks = [chunk for document in corpora for chunk in chunker.split(document)]
         vectors = embed(chunks, embedder, known)
         scores = [score(q, chunks, vectors, v) for q, v in zip(questions, asked, strict=True)]
@@ -112,7 +110,7 @@ def embed(chunks: Sequence[Chunk], embedder: Embedder, known: dict[str, Any]) ->
 def score(
     question: dict[str, Any], chunks: Sequence[Chunk], vectors: Any, asked: Any
 ) -> tuple[float, float, float]:
-    """(recall, precision, IoU) in characters of the excerpts; overlap between chunks counts as retrieved twice."""
+    """(recall, precision, IoU) in characters of the excerpts; what is retrieved twice counts twice."""
     best = np.argsort(-(vectors @ asked), kind="stable")[:RETRIEVED]
     wanted = {i for part in question["references"] for i in range(part["start_index"], part["end_index"])}
     found: set[int] = set()

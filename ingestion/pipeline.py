@@ -380,7 +380,7 @@ class _Ingest:
         return snapshot
 
     def _seal(self, tables: SegmentFiles) -> None:
-        """Build and check the caches before the commit: a release that cannot be searched is never committed."""
+        """Build and check the caches first: a release that cannot be searched is never committed."""
         self.progress("index", 0, 1)
         segment = self._segment(tables)
         if len(segment.passage_hashes):

@@ -284,5 +284,5 @@ def _export(source: Path, folder: Path, recipe: str) -> None:
         last: Any = done.stderr.strip().splitlines() or ["no message"]
         raise EmbedderError(
             f"The model in {source} cannot be exported ({recipe}): {last[-1]}",
-            hint='It must be a sentence-transformers model; a static: one needs pip install "plumbline[static]".',
+            hint='Name a sentence-transformers model; static: needs pip install "plumbline[static]".',
         )

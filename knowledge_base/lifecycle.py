@@ -203,9 +203,9 @@ def fsck(
     with suppress(NotFoundError):
         snapshot = knowledge_base.snapshot(MAIN)
         for segment in snapshot.segments:
-            if (knowledge_base.cache / segment.id).exists() and (fault := segment.check_cache()):
+            if (knowledge_base.cache / segment.id).exists() and (torn := segment.check_cache()):
                 yield Problem(
-                    where=f"cache/{segment.id}", what=f"{fault}; it is rebuilt on use or by `rag rebuild`"
+                    where=f"cache/{segment.id}", what=f"{torn}; it is rebuilt on use or by `rag rebuild`"
                 )
 
 

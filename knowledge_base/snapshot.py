@@ -184,10 +184,7 @@ class Snapshot:
         usable = [
             (s.postings, mask) for s, mask in zip(self.segments, live, strict=True) if len(s.passage_hashes)
         ]
-        scores: NDArray[np.float64] = (
-            np.round(np.concatenate(bm25_scores(terms, usable)), 6) if usable else np.empty(0)
-        )
-        return scores
+        return np.round(np.concatenate([np.empty(0), *bm25_scores(terms, usable)]), 6)
 
     def rank(self, passages: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
         """`passages` ordered by falling score, ties by text hash."""

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from typing import Any, TypedDict
+from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -18,13 +18,6 @@ from rag.extractive import Sentence, choose, find_support
 from rag.retriever import Retriever
 
 ABSTENTION = "The knowledge base holds no supported answer to this question."
-
-
-class ChainInput(TypedDict):
-    """What the chain takes."""
-
-    question: str
-    top_k: int | None
 
 
 class PlumblineRetriever(BaseRetriever):
@@ -61,7 +54,7 @@ def build_chain(
     release: ReleaseRef,
     prompt: str,
     language: str,
-) -> Runnable[ChainInput, Answer]:
+) -> Runnable[dict[str, Any], Answer]:
     """A runnable from `{"question", "top_k"}` to an Answer; every step can be replaced by another."""
 
     def retrieve(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -37,10 +37,14 @@ class Engine:
         if release.manifest.segments and stored != dict(embedder.fingerprint):
             differing = sorted(k for k in stored if stored[k] != embedder.fingerprint.get(k))
             raise DamagedError(
-                f"The vectors of {ref!r} come from another embedder than this machine's: {', '.join(differing)}.",
+                f"The vectors of {ref!r} come from another embedder: other {', '.join(differing)}.",
                 hint="Install the same model, or run `rag ingest` to embed again with this one.",
             )
         return cls(ref, release, knowledge_base.snapshot(ref), embedder)
+
+    def named(self, ref: str) -> "Engine":
+        """The same engine for a request that asked for its release by another name."""
+        return Engine(ref, self.release, self.snapshot, self.embedder)
 
     def search(self, question: str, top_k: int | None = None) -> list[Context]:
         """Ranked passages. Raises UsageError for an empty or oversized question."""

@@ -15,7 +15,8 @@ silence()
 DOCUMENTS = {
     "billing.md": "# Billing\n\nInvoices are sent on the first day of each month. "
     "A refund is paid within fourteen days of the request.\n\n## Cards\n\nWe accept Visa and Mastercard.\n",
-    "security.md": "# Security\n\nPasswords are hashed with Argon2. Two-factor codes expire after thirty seconds.\n",
+    "security.md": "# Security\n\nPasswords are hashed with Argon2. "
+    "Two-factor codes expire after thirty seconds.\n",
     "install.md": "# Installation\n\nRun the installer with administrator rights. "
     "The default port of the server is 8420.\n",
     "api/limits.md": "# Rate limits\n\nEach key may send 600 requests per minute. "

@@ -1,0 +1,202 @@
+"""The nightly report, a first version: what changed, golden results, recent answers."""
+
+import html
+import json
+import statistics
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from eval.evaluate import evaluate_release
+from eval.judge import JUDGE, faithfulness
+from eval.metrics import citation_validity
+from knowledge_base.durable import write_bytes
+from knowledge_base.errors import NotFoundError, PlumblineError
+from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.lifecycle import diff_releases
+from knowledge_base.release import Frozen
+from rag.answer import Answer
+from rag.answer_log import AnswerLog
+
+SCHEMA_VERSION = 1
+RECENT_ANSWERS = 200
+FAITHFULNESS_FLOOR = 0.9
+"""Mean faithfulness of recent answers below which the report warns."""
+
+
+class Report(Frozen):
+    """What report.json holds; BLIND means that something could not be measured, which is never fine."""
+
+    schema_version: int = SCHEMA_VERSION
+    date: str
+    verdict: Literal["OK", "WARN", "BLIND"]
+    reasons: tuple[str, ...]
+    release: str
+    previous: str
+    changes: dict[str, Any]
+    golden: dict[str, Any]
+    answers: dict[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all is well, 1 when somebody should look."""
+        return 0 if self.verdict == "OK" else 1
+
+
+def write_report(
+    knowledge_base: KnowledgeBase, answer_log: AnswerLog, output: Path, *, now: datetime
+) -> Report:
+    """Measure what is live and write report.html and report.json into `output`.
+
+    Changes are counted from the release that the report.json already there speaks of.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    release = knowledge_base.repository.resolve(MAIN)
+    previous = _previous(output / "report.json", knowledge_base)
+    reasons: list[str] = []
+    blind: list[str] = []
+    changes: dict[str, Any] = {}
+    if previous and previous != release:
+        found = diff_releases(knowledge_base, previous, release)
+        changes = {"documents": found.documents.as_json(), "chunks": found.chunks, "settings": found.settings}
+    golden: dict[str, Any] = {}
+    try:
+        verdict = evaluate_release(knowledge_base, MAIN, previous or MAIN)
+        golden = verdict.as_json()
+        if verdict.status == "FAIL":
+            reasons += verdict.reasons
+        elif verdict.status == "INCOMPLETE":
+            blind += verdict.reasons
+    except PlumblineError as error:
+        blind.append(f"golden questions: {error.message}")
+    answers: dict[str, Any] = {}
+    try:
+        answers = summarize(answer_log.recent(RECENT_ANSWERS), knowledge_base)
+        if answers["faithfulness"] is not None and answers["faithfulness"] < FAITHFULNESS_FLOOR:
+            reasons.append(f"faithfulness of recent answers is {answers['faithfulness']:.3f}")
+        if answers["citation_validity"] is not None and answers["citation_validity"] < 1:
+            reasons.append("a citation of a recent answer does not verify")
+    except PlumblineError as error:
+        blind.append(f"recent answers: {error.message}")
+    report = Report(
+        date=now.date().isoformat(),
+        verdict="BLIND" if blind else "WARN" if reasons else "OK",
+        reasons=tuple(blind + reasons),
+        release=release,
+        previous=previous,
+        changes=changes,
+        golden=golden,
+        answers=answers,
+    )
+    write_bytes(output / "report.html", render(report).encode())
+    write_bytes(
+        output / "report.json", (json.dumps(report.model_dump(), indent=2, sort_keys=True) + "\n").encode()
+    )
+    return report
+
+
+def _previous(path: Path, knowledge_base: KnowledgeBase) -> str:
+    try:
+        return knowledge_base.repository.resolve(str(json.loads(path.read_text(encoding="utf-8"))["release"]))
+    except (OSError, ValueError, KeyError, TypeError, NotFoundError):
+        return ""  # no report yet, or one of another knowledge base
+
+
+def summarize(answers: list[Answer], knowledge_base: KnowledgeBase) -> dict[str, Any]:
+    """Faithfulness, citation validity, abstention and latency of logged answers."""
+    given = [answer for answer in answers if not answer.abstained]
+    faithful = [faithfulness(a.answer, [c.text for c in a.contexts]) for a in given]
+    snapshots = {commit: knowledge_base.snapshot(commit) for commit in {a.release.commit for a in given}}
+    valid = [citation_validity(a, snapshots[a.release.commit].document_text) for a in given]
+    times = sorted(answer.timings_ms.get("total", 0.0) for answer in answers)
+    return {
+        "judge": JUDGE,
+        "n": len(answers),
+        "faithfulness": _mean([value for value in faithful if value is not None]),
+        "citation_validity": _mean([value for value in valid if value is not None]),
+        "abstention_rate": _mean([float(answer.abstained) for answer in answers]),
+        "p50_ms": round(statistics.median(times), 2) if times else None,
+        "p95_ms": round(times[min(len(times) - 1, int(0.95 * len(times)))], 2) if times else None,
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(statistics.fmean(values), 4) if values else None
+
+
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #8884; overflow-wrap: anywhere; }
+meter { width: 8rem; }
+.verdict { font-size: 1.6rem; font-weight: 700; }
+.OK { color: #2a8a4a; } .WARN { color: #b26a00; } .BLIND { color: #b3261e; }
+"""
+
+
+def render(report: Report) -> str:
+    """The page: no script, nothing fetched, every text escaped."""
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in report.reasons)
+    parts = [
+        f"<p class='verdict {report.verdict}'>{report.verdict}</p><ul>{reasons}</ul>",
+        f"<p>Release <code>{report.release[:12]}</code> on main, {report.date}.</p>",
+        "<h2>What changed</h2>",
+        _changes(report),
+        "<h2>Golden questions</h2>",
+        _golden(report.golden),
+        "<h2>Recent answers</h2>",
+        _table(("measure", "value", ""), [(k, _text(v), _meter(k, v)) for k, v in report.answers.items()]),
+    ]
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>Plumbline report {report.date}</title><style>{_STYLE}</style>"
+        f"<h1>Drift and faithfulness</h1>{''.join(parts)}</html>\n"
+    )
+
+
+def _changes(report: Report) -> str:
+    if not report.previous:
+        return "<p>This is the first report here: there is nothing to compare with.</p>"
+    if not report.changes:
+        return f"<p>Nothing since the last report (<code>{report.previous[:12]}</code>).</p>"
+    rows = [
+        (verb, f"{row['from']} → {row['to']}" if isinstance(row, dict) else row, "")
+        for verb, paths in report.changes["documents"].items()
+        for row in paths
+    ]
+    rows += [
+        ("setting", f"{key}: {c['from']} → {c['to']}", "") for key, c in report.changes["settings"].items()
+    ]
+    return _table(("change", "what", ""), rows)
+
+
+def _golden(golden: dict[str, Any]) -> str:
+    if not golden.get("questions"):
+        return "<p>There are no golden questions: put some into golden/*.jsonl.</p>"
+    rows = []
+    for m in golden["metrics"]:
+        value = f"{_text(m['candidate'])} (was {_text(m['baseline'])}, n={m['n']})"
+        rows.append((m["name"], value, _meter(m["name"], m["candidate"])))
+    return f"<p>{golden['status']} on {golden['questions']} questions.</p>" + _table(
+        ("metric", "value", ""), rows
+    )
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join(
+        f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td><td>{c}</td></tr>" for a, b, c in rows
+    )
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _meter(name: str, value: Any) -> str:
+    share = isinstance(value, float) and 0 <= value <= 1 and not name.endswith("ms")
+    return f"<meter min='0' max='1' value='{value}'></meter>" if share else ""
