@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -13,25 +13,36 @@ from knowledge_base.sentences import split_sentences
 Tokenize = Callable[[str], Sequence[int]]
 """Token ids of a text, without special tokens and without truncation."""
 
+# Part of the fingerprint: raise it when the code below, or the sentences it uses, would split differently.
+_RULES = 2
+# Beyond this many characters a token is not a word: WordPiece takes a megabyte without a space for one.
+_TOKEN_CHARACTERS = 32
+
 
 class _Splitter(Protocol):
     def split_text(self, text: str) -> list[str]: ...
 
 
 class Chunker:
-    """Splits documents the same way every time; sizes count the embedder's own tokens."""
+    """Splits documents the same way every time; sizes count the embedder's own tokens.
 
-    def __init__(self, settings: ChunkerSettings, tokenize: Tokenize) -> None:
+    `limit` is how many tokens the embedder reads: no chunk is longer, whatever the settings say.
+    """
+
+    def __init__(self, settings: ChunkerSettings, tokenize: Tokenize, *, limit: int | None = None) -> None:
         self._settings = settings
+        self._size = min(settings.size, limit or settings.size)
         self._tokenize = tokenize
+        self._count = lru_cache(maxsize=1 << 15)(self._count_afresh)
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Everything that decides where chunks begin and end."""
         return {
             "splitter": self._settings.splitter,
-            "size": self._settings.size,
+            "size": self._size,
             "overlap": self._settings.overlap,
+            "rules": _RULES,
             "library": f"llama-index-core {version('llama-index-core')}",
         }
 
@@ -40,9 +51,9 @@ class Chunker:
         from llama_index.core.node_parser import SentenceSplitter, TokenTextSplitter
 
         sizes: dict[str, Any] = {
-            "chunk_size": self._settings.size,
-            "chunk_overlap": min(self._settings.overlap, self._settings.size - 1),
-            "tokenizer": self._tokenize,
+            "chunk_size": self._size,
+            "chunk_overlap": min(self._settings.overlap, self._size - 1),
+            "tokenizer": lambda text: range(self._count(text.strip())),
         }
         splitter: _Splitter
         if self._settings.splitter == "token":
@@ -53,15 +64,24 @@ class Chunker:
             splitter = SentenceSplitter(**sizes, chunking_tokenizer_fn=_sentences)
         return splitter
 
+    def _count_afresh(self, text: str) -> int:
+        """Tokens of a text; of one that is too long in any case, not exactly."""
+        # The splitter asks for whole documents first: their words are counted a hundred times faster,
+        # and no tokenizer makes fewer tokens than words.
+        words = len(text.split())
+        if words > self._size:
+            return words
+        return max(len(self._tokenize(text)), len(text) // _TOKEN_CHARACTERS)
+
     def split(self, document: Document) -> list[Chunk]:
         """Chunks of one document in order; every visible character is in at least one of them."""
         text = document.text
-        spans: list[tuple[int, int]] = []
+        spans: set[tuple[int, int]] = set()
         for start, end in self._regions(document):
-            spans.extend(self._spans(text, start, end))
+            spans.update(self._spans(text, start, end))
         sections = document.sections
         starts = [section.start for section in sections]
-        return [_chunk(document, start, end, sections, starts) for start, end in spans]
+        return [_chunk(document, start, end, sections, starts) for start, end in sorted(spans)]
 
     def _regions(self, document: Document) -> Iterator[tuple[int, int]]:
         """Stretches that no chunk may leave: pages always, sections for the markdown splitter."""
@@ -100,7 +120,7 @@ class Chunker:
         end = start + len(text[start:end].rstrip())
         if end <= start:
             return
-        if end - start == 1 or len(self._tokenize(text[start:end])) <= self._settings.size:
+        if end - start == 1 or self._count(text[start:end]) <= self._size:
             yield start, end
             return
         middle = _cut(text, start, end)
@@ -133,4 +153,6 @@ def _skip_space(text: str, start: int, end: int) -> int:
 def _chunk(document: Document, start: int, end: int, sections: Sequence[Section], starts: list[int]) -> Chunk:
     number = bisect.bisect_right(starts, start) - 1
     section = sections[number] if number >= 0 else Section(0, 0)
+    if start >= section.end:
+        section = Section(start, end)
     return Chunk(document.path, start, end, document.text[start:end], section.heading, section.page)

@@ -184,7 +184,9 @@ class _Ingest:
         head = self._head()
         self.parent = self.knowledge_base.snapshot(head)
         self.embedder: Embedder = self.knowledge_base.embedder(self.settings.embedder)
-        self.chunker = Chunker(self.settings.chunker, self.embedder.tokenize)
+        # Two tokens of the limit are the special ones that the embedder adds.
+        limit = self.embedder.max_tokens - 2
+        self.chunker = Chunker(self.settings.chunker, self.embedder.tokenize, limit=limit)
         if self.options.dry_run:
             return self._build(sources, head, None)
         work = WORK_PREFIX + secrets.token_hex(6)

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,7 +88,7 @@ def _translated(what: str) -> Iterator[None]:
     """The one place where libgit2's errors become ours."""
     try:
         yield
-    except (pygit2.GitError, OSError, KeyError, ValueError) as error:
+    except (pygit2.GitError, OSError, KeyError, ValueError, zlib.error) as error:
         text = str(error).lower()
         if any(word in text for word in _DISK) or (isinstance(error, OSError) and error.errno):
             raise StorageError(
@@ -98,6 +99,29 @@ def _translated(what: str) -> Iterator[None]:
             f"The repository is damaged: {what}: {error}.",
             hint="Run `rag fsck`; restore it from a clone or backup.",
         ) from error
+
+
+class _Git(pygit2.Repository):  # type: ignore[misc]
+    """libgit2's repository, but one that notices an object file that is cut short.
+
+    libgit2 1.9 never returns from reading one: its inflating loop waits for input that does not come.
+    """
+
+    def __init__(self, path: str, flags: Any) -> None:
+        super().__init__(path, flags)
+        self._whole: set[str] = set()
+
+    def __getitem__(self, key: Any) -> Any:
+        name = str(key)
+        if name not in self._whole:
+            loose = Path(self.path) / "objects" / name[:2] / name[2:]
+            with contextlib.suppress(FileNotFoundError):  # then it is in a pack, or its name was shortened
+                inflate = zlib.decompressobj()
+                inflate.decompress(loose.read_bytes())
+                if not inflate.eof:
+                    raise ValueError(f"object {name} is cut short")
+            self._whole.add(name)
+        return super().__getitem__(key)
 
 
 class GitVersionStore:
@@ -175,7 +199,7 @@ class GitRepository:
             head = self._git.lookup_reference("HEAD").target
             self.default_branch = str(head).removeprefix("refs/heads/")
             self._git.lookup_reference(f"refs/heads/{self.default_branch}")
-        except (pygit2.GitError, OSError, KeyError, ValueError) as error:
+        except (pygit2.GitError, OSError, KeyError, ValueError, zlib.error) as error:
             raise UnavailableError(
                 f"{path} is not a usable repository: {error}.",
                 hint="Restore it from a clone or backup (`git clone --bare`); nothing was changed.",
@@ -185,7 +209,7 @@ class GitRepository:
     def _git(self) -> Any:
         """libgit2's handle of this thread: it must not be shared between threads."""
         if not hasattr(self._threads, "git"):
-            self._threads.git = pygit2.Repository(str(self._path), pygit2.enums.RepositoryOpenFlag.BARE)
+            self._threads.git = _Git(str(self._path), pygit2.enums.RepositoryOpenFlag.BARE)
         return self._threads.git
 
     # -- refs ----------------------------------------------------------------------------------
@@ -247,10 +271,26 @@ class GitRepository:
                 commit = self._step(commit, step, int(count or 1), ref)
             return commit
 
+    def _tree(self, commit: Any) -> Any:
+        return self._git[commit.tree_id]
+
+    def _base(self, one: Any, other: Any) -> Any:
+        self._check_history(one.id, other.id)
+        return self._git[self._git.merge_base(one.id, other.id)]
+
+    def _check_history(self, *heads: Any) -> None:
+        """Load every ancestor by ourselves before libgit2 walks them (see _Git)."""
+        waiting, seen = list(heads), set()
+        while waiting:
+            commit = waiting.pop()
+            if commit not in seen:
+                seen.add(commit)
+                waiting += self._git[commit].parent_ids
+
     def _named(self, name: str) -> Any:
         for kind in ("heads", "tags"):
             if re.fullmatch(r"[-.\w]+", name, re.ASCII) and f"refs/{kind}/{name}" in self._git.references:
-                return self._git[self._git.references[f"refs/{kind}/{name}"].target].peel(pygit2.Commit)
+                return self._git[self._git.references[f"refs/{kind}/{name}"].target]
         if not _HEX.fullmatch(name):
             return None
         try:
@@ -270,9 +310,9 @@ class GitRepository:
             moment = moment.replace(hour=23, minute=59, second=59)  # a day means how it ended
         limit = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         while commit.commit_time > limit:
-            if not commit.parents:
+            if not commit.parent_ids:
                 raise NotFoundError("ref", ref, hint="The history starts later.")
-            commit = commit.parents[0]
+            commit = self._git[commit.parent_ids[0]]
         return commit
 
     def _step(self, commit: Any, step: str, count: int, ref: str) -> Any:
@@ -280,7 +320,7 @@ class GitRepository:
         for parent in hops:
             if not 1 <= parent <= len(commit.parent_ids):
                 raise NotFoundError("ref", ref, hint="The history is not that long.")
-            commit = commit.parents[parent - 1]
+            commit = self._git[commit.parent_ids[parent - 1]]
         return commit
 
     def _create_ref(self, kind: str, name: str, source: str) -> str:
@@ -317,7 +357,7 @@ class GitRepository:
         self, ref: str, *, prefix: str = "", delimiter: str = "", after: str = ""
     ) -> Iterator[ObjectInfo | CommonPrefix]:
         """Objects in byte order of their paths."""
-        tree = self._commit(ref).tree
+        tree = self._tree(self._commit(ref))
         last = ""
         for path, blob in self._files(tree, prefix):
             if path.encode() <= after.encode():
@@ -354,7 +394,7 @@ class GitRepository:
     def _blob_id(self, ref: str, path: str) -> str:
         commit = self._commit(ref)
         with _translated(f"reading {path!r}"):
-            blob = find_file(self._git, commit.tree, path)
+            blob = find_file(self._git, self._tree(commit), path)
         if blob is None:
             raise NotFoundError("object", path)
         return blob
@@ -492,10 +532,10 @@ class GitRepository:
             _require_head(branch, transaction.if_head, str(head.id))
             with _translated("writing the tree"):
                 base = self._git[transaction.base_commit_id]
-                tree = apply_changes(self._git, base.tree, transaction.staged)
+                tree = apply_changes(self._git, self._tree(base), transaction.staged)
                 if head.id != base.id:
-                    tree = merge_trees(self._git, base.tree, self._git[tree], head.tree, None)
-            if tree == str(head.tree.id) and not transaction.allow_empty:
+                    tree = merge_trees(self._git, self._tree(base), self._git[tree], self._tree(head), None)
+            if tree == str(head.tree_id) and not transaction.allow_empty:
                 raise NoChangesError(f"Nothing would change on branch {branch!r}.")
             return self._move(
                 "pre-commit", branch, tree, [str(head.id)], transaction.message, transaction.metadata
@@ -518,10 +558,10 @@ class GitRepository:
             theirs = self._commit(source)
             _require_head(destination, if_head, str(head.id))
             with _translated("merging"):
-                base = self._git[self._git.merge_base(head.id, theirs.id)]
-                if base.tree.id == theirs.tree.id:
+                base = self._base(theirs, head)
+                if base.tree_id == theirs.tree_id:
                     raise NoChangesError(f"{source!r} brings nothing new to {destination!r}.")
-                tree = merge_trees(self._git, base.tree, theirs.tree, head.tree, strategy)
+                tree = merge_trees(self._git, *map(self._tree, (base, theirs, head)), strategy)
             parents = [str(head.id)] if squash else [str(head.id), str(theirs.id)]
             return self._move("pre-merge", destination, tree, parents, message, metadata or {})
 
@@ -530,14 +570,14 @@ class GitRepository:
         with self._writing():
             head = self._commit(self.get_branch(branch).commit_id)
             target = self._commit(ref)
-            if not target.parents or (
-                len(target.parents) > 1 and not 1 <= parent_number <= len(target.parents)
+            if not target.parent_ids or (
+                len(target.parent_ids) > 1 and not 1 <= parent_number <= len(target.parent_ids)
             ):
                 raise NotFoundError("parent", f"{ref}^{parent_number}", hint="Name the parent to go back to.")
-            parent = target.parents[max(parent_number, 1) - 1]
+            parent = self._git[target.parent_ids[max(parent_number, 1) - 1]]
             with _translated("reverting"):
-                tree = merge_trees(self._git, target.tree, parent.tree, head.tree, None)
-            if tree == str(head.tree.id):
+                tree = merge_trees(self._git, *map(self._tree, (target, parent, head)), None)
+            if tree == str(head.tree_id):
                 raise NoChangesError(f"Reverting {ref!r} changes nothing on {branch!r}.")
             title = message or f"Revert {_describe(target).message.splitlines()[0]}"
             return self._move("pre-commit", branch, tree, [str(head.id)], title, {})
@@ -565,6 +605,7 @@ class GitRepository:
         shown = 0
         with _translated("reading the history"):
             order = pygit2.enums.SortMode.TOPOLOGICAL | pygit2.enums.SortMode.TIME
+            self._check_history(start)
             walker = self._git.walk(start, order)
             if first_parent:
                 walker.simplify_first_parent()
@@ -577,8 +618,8 @@ class GitRepository:
                     return
 
     def _touches(self, commit: Any, objects: Sequence[str], prefixes: Sequence[str]) -> bool:
-        before = commit.parents[0].tree if commit.parents else None
-        changed = (path for path, _, _ in compare_trees(self._git, before, commit.tree))
+        before = self._tree(self._git[commit.parent_ids[0]]) if commit.parent_ids else None
+        changed = (path for path, _, _ in compare_trees(self._git, before, self._tree(commit)))
         return any(path in objects or path.startswith(tuple(prefixes)) for path in changed)
 
     def diff(
@@ -588,12 +629,16 @@ class GitRepository:
         ours, theirs = self._commit(left), self._commit(right)
         conflicting: dict[str, str | None] = {}
         with _translated("comparing"):
-            before = ours.tree
+            before = self._tree(ours)
             if type == "three_dot":
-                before = self._git[self._git.merge_base(ours.id, theirs.id)].tree
-                conflicting = {path: new for path, _, new in compare_trees(self._git, before, ours.tree)}
+                before = self._tree(self._base(ours, theirs))
+                conflicting = {
+                    path: new for path, _, new in compare_trees(self._git, before, self._tree(ours))
+                }
             found = [
-                row for row in compare_trees(self._git, before, theirs.tree) if row[0].startswith(prefix)
+                row
+                for row in compare_trees(self._git, before, self._tree(theirs))
+                if row[0].startswith(prefix)
             ]
         for path, old, new in sorted(found, key=lambda row: row[0].encode()):
             size = self._info(path, new or old or "").size_bytes
@@ -605,7 +650,7 @@ class GitRepository:
     def find_merge_base(self, source: str, destination: str) -> str:
         """Best common ancestor."""
         with _translated("finding the merge base"):
-            return str(self._git.merge_base(self.resolve(source), self.resolve(destination)))
+            return str(self._base(self._commit(source), self._commit(destination)).id)
 
     # -- care ----------------------------------------------------------------------------------
 
@@ -649,7 +694,7 @@ class GitRepository:
             try:
                 found = self._git[oid]
                 content = found.read_raw()
-            except (pygit2.GitError, KeyError, ValueError, OSError) as error:
+            except (pygit2.GitError, KeyError, ValueError, OSError, zlib.error) as error:
                 yield oid, f"object {oid} is missing or damaged: {error}"
                 continue
             yield oid, None

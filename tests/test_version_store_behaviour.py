@@ -482,7 +482,7 @@ def test_merge_equals_a_merge_of_dicts(
     repository = store.create_repository("knowledge")
 
     def become(branch: str, files: dict[str, bytes]) -> None:
-        with repository.transact(branch, message="x", allow_empty=True) as transaction:
+        with repository.transact(branch, message=branch, allow_empty=True) as transaction:
             transaction.delete_objects("abcdef")
             for path, content in files.items():
                 transaction.upload(path, content)
