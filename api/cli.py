@@ -34,34 +34,23 @@ TopK = Annotated[int | None, typer.Option("--top-k", min=1, max=100, help="How m
 def main() -> NoReturn:
     """Run the command line; exit code 0 done, 1 a check said no, 2 the caller's mistake, 3 a failure."""
     as_json = "--json" in sys.argv[1:]
+    debug = False
     try:
         silence()
-        environment = read_environment()
+        debug = read_environment().debug
+        sys.exit(app(standalone_mode=False) or 0)
     except PlumblineError as error:
         _fail(error, as_json)
-    try:
-        app(standalone_mode=False)
-    except PlumblineError as error:
-        _fail(error, as_json)
-    except typer.Exit as error:  # pragma: no cover - standalone_mode=False returns the code instead
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if isinstance(error, _click().ClickException):
-            _fail(UsageError(error.format_message(), hint="See `rag --help`."), as_json)
-        if isinstance(error, _click().exceptions.Abort):
-            sys.exit(130)
-        if environment.debug:
-            raise
-        _fail(_unexpected(error), as_json)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(0)
-
-
-def _click() -> Any:
-    import click
-
-    return click
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own click: a wrong command line
+            _fail(UsageError(error.format_message(), hint="See `rag --help`."), as_json)
+        if type(error).__name__ == "Abort":
+            sys.exit(130)
+        if debug:
+            raise
+        _fail(_unexpected(error), as_json)
 
 
 def _unexpected(error: Exception) -> PlumblineError:
@@ -141,11 +130,10 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Read, split, embed, commit, gate and publish what changed."""
-    from ingestion.sources import list_sources
-
     from api.render import ingest_progress, print_ingest
     from ingestion.pipeline import IngestOptions
     from ingestion.pipeline import ingest as run
+    from ingestion.sources import list_sources
 
     knowledge_base = _open(kb)
     stdin = (stdin_name, sys.stdin.buffer.read()) if "-" in paths else None
@@ -181,7 +169,6 @@ def ingest(
 def _gate(knowledge_base: "KnowledgeBase") -> Callable[[str, str], Any]:
     def judge(candidate: str, live: str) -> Any:
         from eval.evaluate import evaluate_release
-
         from ingestion.pipeline import Judgement
 
         verdict = evaluate_release(knowledge_base, candidate, live)
@@ -219,9 +206,8 @@ def status(
         "settings": settings_difference(live, working),
     }
     if paths:
-        from ingestion.sources import list_sources
-
         from ingestion.pipeline import compare
+        from ingestion.sources import list_sources
 
         scan = compare(knowledge_base, list_sources(paths), prune=prune)
         value["sources"] = {
@@ -405,9 +391,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a release on the golden questions; exit code 1 when it is worse than the baseline."""
-    from eval.evaluate import evaluate_release
-
     from api.render import print_verdict, working
+    from eval.evaluate import evaluate_release
 
     knowledge_base = _open(kb)
     with working("Evaluating", enabled=not as_json):
@@ -428,9 +413,8 @@ def report(
     """Write the drift and faithfulness report; exit code 1 when it raises an alarm."""
     from datetime import UTC, datetime
 
-    from eval.report import write_report
-
     from api.render import working
+    from eval.report import write_report
     from rag.answer_log import AnswerLog
 
     knowledge_base = _open(kb)

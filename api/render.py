@@ -15,7 +15,9 @@ _SHOWN = 12
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    # What goes into a file or a pipe is not folded to the width of a screen.
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=200)
 
 
 @contextmanager

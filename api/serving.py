@@ -45,6 +45,7 @@ class Live:
             engine = self._engines.get(commit)
             if engine is None:
                 engine = Engine.open(self._knowledge_base, commit)
+                engine.search("warm up")  # opens every cache before the first real question needs it
                 self._engines[commit] = engine
             self._engines.move_to_end(commit)
             # Dropped, not closed: a request may still hold it. Its files go when the last one ends.

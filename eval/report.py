@@ -151,7 +151,8 @@ def render(report: Report) -> str:
         _table(("measure", "value", ""), [(k, _text(v), _meter(k, v)) for k, v in report.answers.items()]),
     ]
     return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>"
         f"<title>Plumbline report {report.date}</title><style>{_STYLE}</style>"
         f"<h1>Drift and faithfulness</h1>{''.join(parts)}</html>\n"
     )

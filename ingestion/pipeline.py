@@ -18,6 +18,7 @@ from knowledge_base.documents import Chunk, Document, sha256_hex
 from knowledge_base.embedders import Embedder
 from knowledge_base.errors import CheckFailedError, DocumentError, NotFoundError
 from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.lexical import Analyzer
 from knowledge_base.lifecycle import WORK_PREFIX, document_changes, keep_candidate, publish, sweep
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
@@ -179,6 +180,7 @@ class _Ingest:
     def run(self, sources: Sources, gate: Gate | None) -> IngestResult:
         """Prepare the candidate on a work branch, judge it, publish it."""
         self.settings = self.knowledge_base.settings()
+        Analyzer(self.settings.retrieval.language)  # an unknown language is refused before any work
         self.files = self.knowledge_base.working_files()
         sweep(self.repository)
         head = self._head()

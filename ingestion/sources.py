@@ -1,16 +1,23 @@
 """What there is to read: folders, files, globs and standard input become document paths."""
 
 import glob
+import math
 import os
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from knowledge_base.errors import DocumentError, InvalidPathError, SourceError
 from knowledge_base.release import DOCUMENTS_PREFIX
 from knowledge_base.version_store import validate_path
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages"})
 
@@ -45,8 +52,10 @@ class SourceFile:
     @staticmethod
     def _limited(content: bytes, size: int, max_bytes: int) -> bytes:
         if size > max_bytes:
+            # Rounded up: a file just above the limit must not seem to be as large as the limit.
+            shown = math.ceil(size / 1e5) / 10
             raise DocumentError(
-                f"too large: {size / 1e6:.0f} MB, the limit is {max_bytes / 1e6:.0f} MB (--max-mb)"
+                f"too large: {shown:.10g} MB, the limit is {max_bytes / 1e6:.10g} MB (--max-mb)"
             )
         return content
 
@@ -66,16 +75,18 @@ class _Collector:
     files: dict[str, SourceFile] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def add(self, relative: str, local: Path | None, content: bytes | None = None) -> None:
+    def skip(self, relative: str, reason: str) -> None:
         # A name that is not UTF-8 carries surrogates: shown escaped, never stored.
-        shown = relative.encode("utf-8", "backslashreplace").decode()
+        self.skipped[self.prefix + relative.encode("utf-8", "backslashreplace").decode()] = reason
+
+    def add(self, relative: str, local: Path | None, content: bytes | None = None) -> None:
         path = unicodedata.normalize("NFC", self.prefix + relative)
-        if self._excluded(relative):
+        if self.excludes(relative):
             return
         try:
             validate_path(DOCUMENTS_PREFIX + path)
         except InvalidPathError as error:
-            self.skipped[self.prefix + shown] = error.message
+            self.skip(relative, error.message)
             return
         other = self.files.get(path)
         if other is not None and (other.local is None or local is None or not _same(other.local, local)):
@@ -86,12 +97,14 @@ class _Collector:
             )
         self.files[path] = SourceFile(path, local, content)
 
-    def _excluded(self, relative: str) -> bool:
-        if not self.exclude:
-            return False
-        import pathspec
+    def excludes(self, relative: str) -> bool:
+        return bool(self.exclude) and self._patterns.match_file(relative)
 
-        return pathspec.PathSpec.from_lines("gitwildmatch", self.exclude).match_file(relative)
+    @cached_property
+    def _patterns(self) -> "GitIgnoreSpec":
+        from pathspec import GitIgnoreSpec
+
+        return GitIgnoreSpec.from_lines(self.exclude)
 
 
 def list_sources(
@@ -105,10 +118,12 @@ def list_sources(
 
     A folder gives paths relative to itself, a single file its name, a glob paths relative to its part
     before the first wildcard, `-` the name and bytes of `stdin`. Hidden files and folders, and
-    node_modules, __pycache__ and site-packages, are passed over; `exclude` takes gitignore patterns.
+    node_modules, __pycache__ and site-packages, are passed over, and so are linked folders; `exclude`
+    takes gitignore patterns. Links that lead outside and names that cannot be stored are in `skipped`.
 
     Raises:
-        SourceError: A path does not exist, or two files would have the same document path.
+        SourceError: A path does not exist, a folder cannot be listed, or two files would have the same
+            document path.
     """
     clean = prefix.strip("/")
     if clean:
@@ -126,10 +141,12 @@ def list_sources(
 
 
 def _collect(collector: _Collector, argument: str) -> None:
+    if not argument:
+        raise SourceError("A source path is empty.", hint="Give '.' for the current folder.")
     path = Path(argument).expanduser()
     try:
         if path.is_dir():
-            _add_folder(collector, path)
+            _add_folder(collector, path, ("**",))
         elif os.path.lexists(path):
             collector.add(path.name, path)
         elif glob.has_magic(argument):
@@ -140,41 +157,65 @@ def _collect(collector: _Collector, argument: str) -> None:
         raise SourceError(f"{argument!r} cannot be read: {error}.", hint="Check the path.") from error
 
 
-def _add_folder(collector: _Collector, folder: Path) -> None:
-    for local in _walk(folder):
-        relative = local.relative_to(folder).as_posix()
-        if local.is_symlink() and not _inside(local, folder):
-            collector.skipped[collector.prefix + relative] = "a link that leads outside the folder"
-        else:
-            collector.add(relative, local)
+def _add_folder(collector: _Collector, folder: Path, pattern: Sequence[str]) -> int:
+    """Add what `pattern`, one part for each folder and the name, matches below `folder`; how many that is."""
+    found = 0
+    for local in _walk(collector, folder, None if "**" in pattern else len(pattern)):
+        relative = local.relative_to(folder)
+        if _matches(relative.parts, pattern):
+            found += 1
+            if local.is_symlink() and not _inside(local, folder):
+                collector.skip(relative.as_posix(), "a link that leads outside the folder")
+            else:
+                collector.add(relative.as_posix(), local)
+    return found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(collector: _Collector, folder: Path, depth: int | None) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        # Not merely skipped: --prune would delete every document below.
+        raise SourceError(
+            f"The folder {error.filename} cannot be listed: {error.strerror}.",
+            hint="Make it readable, or leave it out with --exclude.",
+        ) from error
+
     # os.walk does not follow links to folders: no loops, nothing from outside.
-    for current, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] != "." and name not in _SKIPPED_FOLDERS)
-        for name in sorted(names):
-            if name[0] != ".":
-                yield Path(current) / name
+    for current, folders, names in os.walk(folder, onerror=fail):
+        here = Path(current)
+        above = here.relative_to(folder)
+        if depth is not None and len(above.parts) + 1 >= depth:
+            folders.clear()
+        wanted = (name for name in folders if name[0] != "." and name not in _SKIPPED_FOLDERS)
+        folders[:] = sorted(
+            name for name in wanted if not collector.excludes(f"{(above / name).as_posix()}/")
+        )
+        for name in folders:
+            if (here / name).is_symlink() and not _inside(here / name, folder):
+                collector.skip((above / name).as_posix(), "a link that leads outside the folder")
+        yield from (here / name for name in sorted(names) if name[0] != ".")
 
 
 def _inside(link: Path, folder: Path) -> bool:
-    return link.resolve().is_relative_to(folder.resolve())
+    # Not Path.resolve: it raises RuntimeError on a link to itself.
+    return Path(os.path.realpath(link)).is_relative_to(os.path.realpath(folder))
 
 
 def _add_glob(collector: _Collector, pattern: str) -> None:
+    # Not glob.glob: it follows links, even in circles, and enters folders that _walk passes over.
     parts = Path(pattern).expanduser().parts
-    plain = 0
-    while plain < len(parts) and not glob.has_magic(parts[plain]):
-        plain += 1
+    plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:plain])
-    found = [root / name for name in glob.glob(str(Path(*parts[plain:])), root_dir=root, recursive=True)]
-    files = sorted(path for path in found if path.is_file())
-    if not files:
+    if not root.is_dir() or not _add_folder(collector, root, parts[plain:]):
         raise SourceError(f"Nothing matches {pattern}", hint="Quote the pattern, and check it with `ls`.")
-    for local in files:
-        collector.add(local.relative_to(root).as_posix(), local)
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return _matches(names, pattern[1:]) or (bool(names) and _matches(names[1:], pattern))
+    return bool(names) and fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
+    return os.path.realpath(one) == os.path.realpath(other)

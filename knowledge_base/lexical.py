@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from knowledge_base.errors import SettingsError
+
 K1 = 1.2
 B = 0.75
 _WORD = re.compile(r"[^\W_]+")
@@ -21,24 +23,23 @@ _ARRAYS = ("terms", "offsets", "rows", "counts", "lengths")
 
 
 class Analyzer:
-    """Text to index terms: lower-cased words, stemmed when the language has a Snowball stemmer."""
+    """Text to index terms: lower-cased words, stemmed by Snowball. Raises SettingsError."""
 
     def __init__(self, language: str) -> None:
         import Stemmer
 
-        self._stem = Stemmer.Stemmer(language) if language != "none" else None
+        try:
+            self._stem = Stemmer.Stemmer(language) if language != "none" else None
+        except KeyError as error:
+            known = ", ".join([*sorted(Stemmer.algorithms()), "none"])
+            raise SettingsError(
+                f"retrieval.language: no stemmer for {language!r}.", hint=f"Known: {known}."
+            ) from error
 
     def terms(self, text: str) -> list[str]:
         """The terms of `text` in order."""
         words = _WORD.findall(text.lower())
         return self._stem.stemWords(words) if self._stem else words
-
-
-def languages() -> list[str]:
-    """What `retrieval.language` may say."""
-    import Stemmer
-
-    return [*sorted(Stemmer.algorithms()), "none"]
 
 
 def _hash(term: str) -> int:
@@ -57,11 +58,9 @@ def write_postings(folder: Path, texts: Sequence[str], language: str) -> None:
         words = analyzer.terms(text)
         lengths[row] = len(words)
         for word, count in Counter(words).items():
-            terms.append(
-                hashes.setdefault(word, _hash(word))
-                if word in hashes
-                else hashes.setdefault(word, _hash(word))
-            )
+            if word not in hashes:
+                hashes[word] = _hash(word)
+            terms.append(hashes[word])
             rows.append(row)
             counts.append(count)
     keys = np.array(terms, np.uint64)

@@ -13,6 +13,7 @@ import io
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,7 +151,7 @@ class Segment:
         self._language = language
         self._collection: Any = None
         self._client: Any = None
-        self.rebuilt = False
+        self._opening = threading.Lock()
 
     # -- truth -------------------------------------------------------------------------------
 
@@ -236,12 +237,12 @@ class Segment:
 
     def _ensure(self) -> None:
         """Open the caches, rebuilding what is missing or fails its seal."""
-        if self._collection is not None or not len(self.passage_hashes):
-            return
-        fault = self.check_cache()
-        if fault:
-            self.rebuild()
-        self._open_collection()
+        with self._opening:
+            if self._collection is not None or not len(self.passage_hashes):
+                return
+            if self.check_cache():
+                self.rebuild()
+            self._open_collection()
 
     def _open_collection(self) -> None:
         self._client, self._collection = _open_chroma(self._folder / "chroma", self._folder)
@@ -280,7 +281,6 @@ class Segment:
             StorageError: The disk refused.
         """
         self.close()
-        self.rebuilt = True
         with disk_errors(str(self._folder)):
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{self.id}-", dir=self._folder.parent))

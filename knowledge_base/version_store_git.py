@@ -274,6 +274,10 @@ class GitRepository:
     def _tree(self, commit: Any) -> Any:
         return self._git[commit.tree_id]
 
+    def _merged(self, base: Any, source: Any, destination: Any, strategy: Strategy | None) -> str:
+        trees = (self._tree(base), self._tree(source), self._tree(destination))
+        return merge_trees(self._git, *trees, strategy)
+
     def _base(self, one: Any, other: Any) -> Any:
         self._check_history(one.id, other.id)
         return self._git[self._git.merge_base(one.id, other.id)]
@@ -561,7 +565,7 @@ class GitRepository:
                 base = self._base(theirs, head)
                 if base.tree_id == theirs.tree_id:
                     raise NoChangesError(f"{source!r} brings nothing new to {destination!r}.")
-                tree = merge_trees(self._git, *map(self._tree, (base, theirs, head)), strategy)
+                tree = self._merged(base, theirs, head, strategy)
             parents = [str(head.id)] if squash else [str(head.id), str(theirs.id)]
             return self._move("pre-merge", destination, tree, parents, message, metadata or {})
 
@@ -576,7 +580,7 @@ class GitRepository:
                 raise NotFoundError("parent", f"{ref}^{parent_number}", hint="Name the parent to go back to.")
             parent = self._git[target.parent_ids[max(parent_number, 1) - 1]]
             with _translated("reverting"):
-                tree = merge_trees(self._git, *map(self._tree, (target, parent, head)), None)
+                tree = self._merged(target, parent, head, None)
             if tree == str(head.tree_id):
                 raise NoChangesError(f"Reverting {ref!r} changes nothing on {branch!r}.")
             title = message or f"Revert {_describe(target).message.splitlines()[0]}"

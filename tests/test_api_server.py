@@ -1,0 +1,120 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from api.server import create_app
+from api.serving import Live
+from ingestion.pipeline import IngestOptions, ingest
+from ingestion.sources import list_sources
+from knowledge_base.home import KnowledgeBase
+from knowledge_base.lifecycle import rollback
+from rag.answer_log import AnswerLog
+
+PORT_QUESTION = {"question": "What is the default port of the server?"}
+
+
+@pytest.fixture
+def answer_log(tmp_path: Path) -> Iterator[AnswerLog]:
+    log = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def client(knowledge_base: KnowledgeBase, answer_log: AnswerLog) -> Iterator[httpx.Client]:
+    """A client of a real server on a port of its own."""
+    config = uvicorn.Config(create_app(Live(knowledge_base), answer_log), port=0, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as made:
+        yield made
+    server.should_exit = True
+    thread.join()
+
+
+def test_query_answers_with_citations_that_verify(
+    client: httpx.Client, knowledge_base: KnowledgeBase, answer_log: AnswerLog
+) -> None:
+    answer = client.post("/v1/query", json=PORT_QUESTION).raise_for_status().json()
+    assert "8420" in answer["answer"] and not answer["abstained"]
+    citation = answer["citations"][0]
+    text = knowledge_base.snapshot(citation["commit"]).document_text(citation["path"])
+    assert text[citation["start"] : citation["end"]] == citation["quote"]
+    assert [logged.id for logged in answer_log.recent(5)] == [answer["id"]]
+
+
+def test_search_gives_ranked_passages(client: httpx.Client) -> None:
+    found = client.post("/v1/search", json={**PORT_QUESTION, "top_k": 2}).raise_for_status().json()
+    assert [result["path"] for result in found["results"]][0] == "install.md"
+    assert len(found["results"]) == 2
+
+
+def test_health_names_the_release(client: httpx.Client, knowledge_base: KnowledgeBase) -> None:
+    health = client.get("/healthz").raise_for_status().json()
+    assert health["release"]["commit"] == knowledge_base.repository.resolve("main")
+    assert health["documents"] == 6
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"question": ""}, 422),
+        ({"question": "   "}, 400),
+        ({"question": "x" * 9000}, 422),
+        ({"question": "x", "reff": "main"}, 422),
+        ({"question": "x", "ref": "nowhere"}, 404),
+        ({"question": "x", "ref": "../../etc"}, 404),
+        ({"question": "x", "top_k": 0}, 422),
+        ([], 422),
+    ],
+)
+def test_bad_requests_are_problems(client: httpx.Client, body: object, status: int) -> None:
+    response = client.post("/v1/query", json=body)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["status"] == status and response.json()["detail"]
+
+
+def test_a_new_release_and_a_rollback_are_served(
+    client: httpx.Client, knowledge_base: KnowledgeBase, sources: Path
+) -> None:
+    def served() -> str:
+        # The server looks for a new release at most every half second.
+        for _ in range(100):
+            answer: dict[str, str] = client.post("/v1/query", json=PORT_QUESTION).json()
+            commit = client.get("/healthz").json()["release"]["commit"]
+            if commit == knowledge_base.repository.resolve("main"):
+                break
+            threading.Event().wait(0.05)
+        answer = client.post("/v1/query", json=PORT_QUESTION).json()
+        return answer["answer"]
+
+    path = sources / "install.md"
+    path.write_text(path.read_text().replace("8420", "9000"))
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    assert "9000" in served()
+    rollback(knowledge_base)
+    assert "8420" in served()
+
+
+def test_concurrent_requests_agree(client: httpx.Client) -> None:
+    answers: list[str] = []
+
+    def ask() -> None:
+        for _ in range(5):
+            answers.append(client.post("/v1/query", json=PORT_QUESTION).json()["answer"])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 40 and len(set(answers)) == 1
