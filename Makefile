@@ -45,10 +45,10 @@ test-all: check  ## every test
 	$(BIN)/pytest -q
 
 bench: $(VENV)/installed-dev  ## every benchmark (the better part of an hour)
-	$(BIN)/python benchmarks/chunking.py
-	$(BIN)/python benchmarks/embedding.py
-	$(BIN)/python benchmarks/retrieval.py
-	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python -m benchmarks.chunking
+	$(BIN)/python -m benchmarks.embedding
+	$(BIN)/python -m benchmarks.retrieval
+	$(BIN)/python -m benchmarks.ingest
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -34,8 +34,8 @@ say rag ingest demo/packages --prefix packages --prune
 say rag log
 "$rag" log --kb "$kb"
 for question in \
-    "What happens when an ingest is killed half way?" \
-    "What is Chroma used for?" \
+    "What does one commit pin?" \
+    "How do I install FastAPI?" \
     "Who won the football world cup in 1998?"; do
     say rag ask "\"$question\""
     "$rag" ask "$question" --kb "$kb"

@@ -25,6 +25,7 @@ from knowledge_base.release import (
     GOLDEN_PREFIX,
     MANIFEST_PATH,
     PROMPTS_PREFIX,
+    SETTINGS_PATH,
     DocumentChanges,
     Manifest,
     Release,
@@ -303,12 +304,16 @@ class _Ingest:
         """Whether a commit would change anything: a part of the release, or only golden questions."""
         if parts:
             return True
-        committed = {
-            item.path: self.repository.get_object(old.commit, item.path)
-            for item in self.repository.list_objects(old.commit)
-            if "/" not in item.path or item.path.startswith((PROMPTS_PREFIX, GOLDEN_PREFIX))
-        }
+        committed = {path: self.repository.get_object(old.commit, path) for path in self._committed_files()}
         return committed != self.files
+
+    def _committed_files(self) -> list[str]:
+        """Paths of the working files as the parent has them."""
+        commit = self.parent.release.commit
+        prefixes = (SETTINGS_PATH, PROMPTS_PREFIX, GOLDEN_PREFIX)
+        return [
+            item.path for prefix in prefixes for item in self.repository.list_objects(commit, prefix=prefix)
+        ]
 
     def _stored(self, scan: Scan, changes: DocumentChanges) -> list[Document]:
         """Every document that stays as it is, read again from the commit: its sources need not be at hand."""
@@ -420,9 +425,9 @@ class _Ingest:
         return snapshot
 
     def _write_working_files(self, transaction: Transaction) -> None:
-        for item in self.repository.list_objects(self.parent.release.commit):
-            if item.path.startswith((PROMPTS_PREFIX, GOLDEN_PREFIX)) and item.path not in self.files:
-                transaction.delete(item.path)
+        for path in self._committed_files():
+            if path not in self.files:
+                transaction.delete(path)
         for path, content in self.files.items():
             transaction.upload(path, content)
 

@@ -53,7 +53,7 @@ language = "english"           # stemmer of the lexical index; "none" for no ste
 [answer]
 model = "extractive"           # quotes the best sentences; needs no language model
 max_sentences = 3
-min_support = 0.5              # below it the answer abstains
+min_support = 0.4              # below it the answer abstains
 """
 
 DEFAULT_PROMPT = """\

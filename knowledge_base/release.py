@@ -60,7 +60,7 @@ class AnswerSettings(Frozen):
 
     model: Literal["extractive"] = "extractive"
     max_sentences: int = Field(default=3, ge=1, le=20)
-    min_support: float = Field(default=0.5, ge=0, le=1)
+    min_support: float = Field(default=0.4, ge=0, le=1)
 
 
 class Settings(Frozen):

@@ -18,6 +18,7 @@ from knowledge_base.lexical import Analyzer
 from knowledge_base.sentences import split_sentences
 from rag.answer import Context
 
+_MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|^\s*\||```")
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 _QUESTION_WORDS = frozenset(
     """
@@ -89,13 +90,15 @@ def _candidates(contexts: Sequence[Context]) -> list[Sentence]:
     for context in contexts:
         for start, end in split_sentences(context.text):
             text = context.text[start:end]
-            if (
-                len(_WORDS.findall(text)) >= _MIN_WORDS
-                and len(text) <= _MAX_CHARACTERS
-                and not text.endswith("?")
-            ):
+            words = len(_WORDS.findall(text))
+            if words >= _MIN_WORDS and len(text) <= _MAX_CHARACTERS and not _unquotable(text):
                 sentences.append(Sentence(context, context.start + start, context.start + end, text))
     return sentences
+
+
+def _unquotable(text: str) -> bool:
+    """Questions answer nothing, and markup, tables and code are no sentences."""
+    return text.endswith("?") or bool(_MARKUP.search(text))
 
 
 def _question_terms(question: str, analyzer: Analyzer) -> list[str]:

@@ -30,12 +30,23 @@ def rag_json(*arguments: str | Path, cwd: Path, code: int = 0, stdin: bytes = b"
     return json.loads(rag(*arguments, "--json", cwd=cwd, code=code, stdin=stdin))
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A knowledge base made once by the command line; every test works on a copy."""
+    folder = tmp_path_factory.mktemp("template")
+    for name, text in DOCUMENTS.items():
+        path = folder / "sources" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    rag("init", "kb", cwd=folder)
+    rag("ingest", folder / "sources", cwd=folder / "kb")
+    return folder / "kb"
+
+
 @pytest.fixture
-def kb(tmp_path: Path, sources: Path) -> Path:
-    """A folder with a knowledge base made by the command line."""
-    rag("init", "kb", cwd=tmp_path)
-    rag("ingest", sources, cwd=tmp_path / "kb")
-    return tmp_path / "kb"
+def kb(tmp_path: Path, template: Path) -> Path:
+    """A folder with a knowledge base that holds the six documents."""
+    return Path(shutil.copytree(template, tmp_path / "kb"))
 
 
 def test_the_main_job_from_init_to_rollback(tmp_path: Path, sources: Path) -> None:
