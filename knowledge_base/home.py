@@ -9,9 +9,9 @@ plumbline.toml, prompts/, golden/    the working copy: edited by people, committ
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from knowledge_base.durable import exclusive_lock, write_bytes
-from knowledge_base.embedders import Embedder, load_embedder
 from knowledge_base.errors import AlreadyExistsError, NotAKnowledgeBaseError, SettingsError
 from knowledge_base.release import (
     GOLDEN_PREFIX,
@@ -23,8 +23,11 @@ from knowledge_base.release import (
     load_release,
     parse_settings,
 )
-from knowledge_base.snapshot import Snapshot, open_snapshot
 from knowledge_base.version_store import Repository, open_version_store
+
+if TYPE_CHECKING:
+    from knowledge_base.embedders import Embedder
+    from knowledge_base.snapshot import Snapshot
 
 MAIN = "main"
 _REPOSITORY = "knowledge"
@@ -158,12 +161,16 @@ class KnowledgeBase:
         """What `ref` pins. Raises NotFoundError, DamagedError."""
         return load_release(self.repository, ref)
 
-    def snapshot(self, ref: str = MAIN) -> Snapshot:
+    def snapshot(self, ref: str = MAIN) -> "Snapshot":
         """`ref` opened for search. Raises NotFoundError, DamagedError."""
+        from knowledge_base.snapshot import open_snapshot  # numpy: not for `rag log`
+
         return open_snapshot(self.repository, self.release(ref), self.cache)
 
-    def embedder(self, settings: EmbedderSettings) -> Embedder:
+    def embedder(self, settings: EmbedderSettings) -> "Embedder":
         """The embedder that `settings` name. Raises EmbedderError, MissingExtraError."""
+        from knowledge_base.embedders import load_embedder
+
         return load_embedder(settings, self.models)
 
     @contextmanager
