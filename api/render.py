@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ingestion.pipeline import IngestResult, Progress
-from rag.answer import Answer, Context
+if TYPE_CHECKING:
+    from ingestion.pipeline import IngestResult, Progress
+    from rag.answer import Answer, Context
 
 _SHOWN = 12
 
@@ -21,7 +22,7 @@ def _console() -> Console:
 
 
 @contextmanager
-def ingest_progress(*, enabled: bool) -> Iterator[Progress]:
+def ingest_progress(*, enabled: bool) -> Iterator["Progress"]:
     """A bar for each stage with its rate and the time left, on standard error."""
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -63,7 +64,7 @@ def working(what: str, *, enabled: bool) -> Iterator[Callable[[str], None]]:
         yield lambda detail: status.update(f"{what}: {detail}")
 
 
-def print_ingest(result: IngestResult) -> None:
+def print_ingest(result: "IngestResult") -> None:
     """What an ingest did."""
     console = _console()
     documents = result.documents
@@ -120,7 +121,7 @@ def print_status(value: Mapping[str, Any]) -> None:
         console.print("Nothing differs." if "sources" in value else "Settings and prompts are those of main.")
 
 
-def print_answer(answer: Answer) -> None:
+def print_answer(answer: "Answer") -> None:
     """An answer with its sources."""
     console = _console()
     style = "yellow" if answer.abstained else "bold"
@@ -137,7 +138,7 @@ def print_answer(answer: Answer) -> None:
     console.print(f"[dim]release {answer.release.commit[:12]}, model {answer.model}, {total:.0f} ms[/]")
 
 
-def print_results(results: Sequence[Context]) -> None:
+def print_results(results: Sequence["Context"]) -> None:
     """Ranked passages."""
     console = _console()
     for number, result in enumerate(results, 1):

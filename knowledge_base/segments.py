@@ -162,7 +162,8 @@ class Segment:
 
         try:
             with self._open_table(name) as file:
-                return pyarrow.parquet.read_table(pyarrow.PythonFile(file, mode="r"), columns=list(columns))
+                # read_table() would import pyarrow.dataset, which takes longer than reading.
+                return pyarrow.parquet.ParquetFile(pyarrow.PythonFile(file, mode="r")).read(list(columns))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DamagedError(
                 f"Segment {self.id} cannot be read: {error}.",
@@ -303,8 +304,8 @@ def _column(table: Any, name: str) -> NDArray[Any]:
         return np.array(column.to_pylist(), dtype="S32")
     if name == "heading":
         return np.array(column.to_pylist(), dtype=object)
-    values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return values
+    # Not to_numpy(): that imports pandas.
+    return np.frombuffer(column.buffers()[1], np.int32, len(column), column.offset * 4)
 
 
 def _open_chroma(folder: Path, what: Path) -> tuple[Any, Any]:
