@@ -4,6 +4,8 @@ Our own, because git's merge works on lines and guesses renames, which a lakeFS 
 and because libgit2's index drops a file `a` without a word when `a/b` is added.
 """
 
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,13 @@ Changes = Mapping[str, str | None]
 
 _TREE_MODE = 0o040000
 _FILE_MODE = 0o100644
+
+
+def kept(git: Any, oid: Any) -> str:
+    """Id of an object just written: libgit2 1.9 may report success although a full disk took nothing."""
+    if oid not in git:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return str(oid)
 
 
 def walk_files(git: Any, tree: Any, prefix: str = "", folder: str = "") -> Iterator[tuple[str, str]]:
@@ -94,7 +103,7 @@ def apply_changes(git: Any, tree: Any, changes: Changes) -> str:
         for name in path.split("/"):
             node = node.below.setdefault(name, _Node())
         node.touched, node.blob = True, blob
-    return _apply(git, tree, root, "") or str(git.TreeBuilder().write())
+    return _apply(git, tree, root, "") or kept(git, git.TreeBuilder().write())
 
 
 def _apply(git: Any, tree: Any, node: _Node, folder: str) -> str | None:
@@ -121,7 +130,7 @@ def _apply(git: Any, tree: Any, node: _Node, folder: str) -> str | None:
             builder.insert(name, pygit2.Oid(hex=blob), _FILE_MODE)
         elif existing is not None:
             builder.remove(name)
-    return str(builder.write()) if len(builder) else None
+    return kept(git, builder.write()) if len(builder) else None
 
 
 def merge_trees(git: Any, base: Any, source: Any, destination: Any, strategy: Strategy | None) -> str:

@@ -20,6 +20,7 @@ from knowledge_base.errors import (
     ProtectedError,
 )
 from knowledge_base.version_store import (
+    Commit,
     CommonPrefix,
     Repository,
     VersionStore,
@@ -102,6 +103,9 @@ def test_a_transaction_is_one_commit_on_the_head(repository: Repository) -> None
         ("plain", {"changed": "corpus,embedder", "verdict": "PASS"}),
         ("many\n\nparagraphs\n\nPlumbline-x: 1", {"two words": "line\nline", "ü": "☃\u2028", "Other": "o"}),
         ("trailing newline\n", {"": "", "json": '{"a": [1, "\\""]}'}),
+        ("ends like one\n\nPlumbline-Version: 1", {"Version": "v", "Message": "m", "a:b": "c"}),
+        ("\n\n leading and\r\nnul \0", {"nul": "\0\x1b"}),
+        ("\n", {}),
         ("", {}),
     ],
 )
@@ -194,6 +198,96 @@ def test_the_same_change_twice_is_no_change(repository: Repository) -> None:
         put(repository, a="same")
 
 
+def test_content_is_read_to_its_end_from_a_stream_that_gives_little_at_a_time(repository: Repository) -> None:
+    class Dripping(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 0, 70_001) if size != -1 else 70_001)
+
+    with repository.transact("main", message="x") as transaction:
+        transaction.upload("small", Dripping(LARGE[:500_000]))
+        transaction.upload("large", Dripping(LARGE))
+    assert tree(repository) == {"small": LARGE[:500_000], "large": LARGE}
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20 - 1, 2**20, 2**20 + 1])
+def test_content_of_any_size_comes_back(repository: Repository, size: int) -> None:
+    with repository.transact("main", message="x") as transaction:
+        assert transaction.upload("a", b"x" * size).size_bytes == size
+    assert repository.get_object("main", "a") == b"x" * size
+
+
+def test_a_reader_sees_a_commit_whole_or_not_at_all(repository: Repository) -> None:
+    put(repository, one="0", two="0")
+    torn: list[dict[str, bytes]] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            if len(set((files := tree(repository, repository.resolve("main"))).values())) != 1:
+                torn.append(files)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, 30):
+        put(repository, one=str(number), two=str(number))
+    done.set()
+    reader.join()
+    assert not torn
+
+
+def test_concurrent_writers_of_different_paths_all_land_in_a_line(repository: Repository) -> None:
+    def write(name: str) -> None:
+        for number in range(10):
+            put(repository, **{name: str(number)})
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tree(repository) == dict.fromkeys("abcd", b"9")
+    assert [len(commit.parents) for commit in repository.log("main")] == [1] * 40 + [0]
+
+
+def test_a_transaction_needs_its_branch_until_the_end(repository: Repository) -> None:
+    with pytest.raises(NotFoundError):
+        repository.transact("nowhere", message="x")
+    repository.create_branch("short", "main")
+    with pytest.raises(NotFoundError), repository.transact("short", message="x") as transaction:
+        transaction.upload("a", b"a")
+        repository.delete_branch("short")
+
+
+def test_message_and_metadata_can_be_set_inside_the_block(repository: Repository) -> None:
+    with repository.transact("main", message="before") as transaction:
+        transaction.upload("a", b"a")
+        transaction.message, transaction.metadata["k"] = "after", "v"
+    commit = repository.get_commit("main")
+    assert (commit.message, dict(commit.metadata)) == ("after", {"k": "v"})
+
+
+def test_many_removals_are_refused_together_when_one_path_is_bad(repository: Repository) -> None:
+    put(repository, a="1", b="1")
+    with repository.transact("main", message="x") as transaction:
+        with pytest.raises(InvalidPathError):
+            transaction.delete_objects(["a", "../b"])
+        transaction.delete("b")
+    assert tree(repository) == {"a": b"1"}
+
+
+def test_an_emptied_folder_is_gone(repository: Repository) -> None:
+    put(repository, d__e__f="1")
+    with repository.transact("main", message="x") as transaction:
+        transaction.delete("d/e/f")
+    assert list(repository.list_objects("main", delimiter="/")) == []
+
+
+def test_removing_a_folder_name_or_below_a_file_removes_nothing(repository: Repository) -> None:
+    put(repository, d__x="1", file="1")
+    with pytest.raises(NoChangesError), repository.transact("main", message="x") as transaction:
+        transaction.delete_objects(["d", "file/below"])
+
+
 def test_if_head_refuses_when_the_branch_moved(repository: Repository) -> None:
     expected = repository.resolve("main")
     with (
@@ -232,6 +326,19 @@ def test_a_path_cannot_be_the_folder_of_another(repository: Repository) -> None:
     put(repository, d__e="file")
     with pytest.raises(InvalidPathError), repository.transact("main", message="x") as transaction:
         transaction.upload("d", b"above")
+
+
+def test_a_path_cannot_be_the_folder_of_another_in_one_transaction(repository: Repository) -> None:
+    with pytest.raises(InvalidPathError), repository.transact("main", message="x") as transaction:
+        transaction.upload("a/b/c", b"")
+        transaction.upload("a/b", b"")
+
+
+def test_a_path_cannot_become_the_folder_of_a_concurrent_one(repository: Repository) -> None:
+    with pytest.raises(InvalidPathError), repository.transact("main", message="x") as transaction:
+        transaction.upload("a/b", b"")
+        put(repository, a="file")
+    assert tree(repository) == {"a": b"file"}
 
 
 def test_a_file_may_become_a_folder_in_one_transaction(repository: Repository) -> None:
@@ -309,6 +416,31 @@ def test_missing_things_are_not_found(repository: Repository) -> None:
             call()
 
 
+def test_reading_needs_the_whole_path(repository: Repository) -> None:
+    put(repository, d__x="1")
+    for path in ("d", "d/", "/d/x", "d//x", "d/x/", "d/x/y", "", "."):
+        with pytest.raises(NotFoundError):
+            repository.get_object("main", path)
+
+
+def test_the_same_bytes_have_the_same_checksum(repository: Repository) -> None:
+    put(repository, a="1", b="1", c="2")
+    a, b, c = (repository.stat_object("main", path).checksum for path in "abc")
+    assert a == b != c
+
+
+def test_parents_of_a_merge_have_numbers(repository: Repository) -> None:
+    repository.create_branch("feature", "main")
+    ours, theirs = put(repository, a="1"), put(repository, "feature", b="1")
+    merged = repository.merge("feature", "main", message="m").id
+    assert (repository.resolve("main^1"), repository.resolve("main^2")) == (ours, theirs)
+    assert repository.resolve("main^2~1") == repository.resolve("main~2")
+    assert repository.resolve("main~0") == merged
+    for ref in ("main^3", "main~3", "main~999999", "main~9999999999", "main^" * 2000):
+        with pytest.raises(NotFoundError):
+            repository.resolve(ref)
+
+
 def test_ref_expressions_name_commits(repository: Repository) -> None:
     root = repository.resolve("main")
     first = put(repository, a="1")
@@ -341,6 +473,23 @@ def test_tags_never_move(repository: Repository) -> None:
         repository.create_tag("v1.0", "v1.0")
     repository.delete_tag("v1.0")
     assert repository.list_tags() == []
+
+
+def test_names_need_a_commit_to_point_at(repository: Repository) -> None:
+    with pytest.raises(NotFoundError):
+        repository.create_branch("b", "nowhere")
+    with pytest.raises(NotFoundError):
+        repository.create_tag("t", "nowhere")
+    assert (len(repository.list_branches()), repository.list_tags()) == (1, [])
+
+
+def test_a_tag_keeps_its_commit_when_the_branch_is_gone(repository: Repository) -> None:
+    repository.create_branch("trial", "main")
+    head = put(repository, "trial", a="1")
+    repository.create_tag("kept", "trial")
+    repository.delete_branch("trial")
+    assert repository.get_tag("kept").commit_id == head
+    assert repository.get_object("kept", "a") == b"1"
 
 
 def test_branches_and_tags_share_one_namespace(repository: Repository) -> None:
@@ -438,6 +587,37 @@ def test_a_source_that_adds_nothing_is_refused(forked: Repository) -> None:
         forked.merge("feature", "main", message="m")
 
 
+def test_a_squash_that_changes_nothing_is_refused(forked: Repository) -> None:
+    put(forked, both="1")
+    put(forked, "feature", both="1")
+    with pytest.raises(NoChangesError):
+        forked.merge("feature", "main", message="m", squash=True)
+
+
+def test_a_branch_merged_twice_meets_no_false_conflict(forked: Repository) -> None:
+    put(forked, "feature", theirs="1")
+    forked.merge("feature", "main", message="first")
+    put(forked, "feature", theirs="2")
+    forked.merge("feature", "main", message="second")
+    assert tree(forked)["theirs"] == b"2"
+
+
+def test_a_file_against_a_folder_is_refused_whatever_the_strategy(forked: Repository) -> None:
+    head = put(forked, new="file")
+    put(forked, "feature", new__below="1")
+    for strategy in (None, "source-wins", "dest-wins"):
+        with pytest.raises(InvalidPathError):
+            forked.merge("feature", "main", message="m", strategy=strategy)
+    assert forked.resolve("main") == head
+
+
+def test_merging_needs_a_branch_to_merge_into(forked: Repository) -> None:
+    forked.create_tag("tag", "main")
+    for source, destination in (("nowhere", "main"), ("feature", "nowhere"), ("feature", "tag")):
+        with pytest.raises(NotFoundError):
+            forked.merge(source, destination, message="m")
+
+
 def test_merge_honours_if_head(forked: Repository) -> None:
     expected = forked.resolve("main")
     put(forked, "feature", theirs="1")
@@ -457,6 +637,51 @@ def test_a_hook_can_refuse(forked: Repository) -> None:
     with pytest.raises(HookFailedError, match="not today"):
         forked.merge("feature", "main", message="m")
     assert forked.resolve("main") == head
+
+
+def test_a_hook_sees_the_commit_before_the_branch_moves(repository: Repository) -> None:
+    seen: list[tuple[str, str, str, bool]] = []
+
+    def look(event: str, branch: str, commit: Commit) -> None:
+        seen.append((event, branch, commit.message, repository.resolve(branch) == commit.id))
+        raise HookFailedError("Not yet.") if len(seen) == 1 else ValueError(commit.message)
+
+    repository.register_hook("pre-commit", look)
+    for message in ("Not yet.", "Nor now."):
+        with pytest.raises(HookFailedError, match=message):
+            put_with(repository, message)
+    assert seen == [("pre-commit", "main", "Not yet.", False), ("pre-commit", "main", "Nor now.", False)]
+
+
+def put_with(repository: Repository, message: str) -> None:
+    with repository.transact("main", message=message) as transaction:
+        transaction.upload("a", b"a")
+
+
+def test_a_revert_that_others_built_on_conflicts(repository: Repository) -> None:
+    wrong = put(repository, a="1")
+    head = put(repository, a="2")
+    with pytest.raises(MergeConflictError):
+        repository.revert("main", wrong)
+    assert repository.resolve("main") == head
+
+
+def test_a_second_revert_changes_nothing(repository: Repository) -> None:
+    wrong = put(repository, a="1")
+    reverted = repository.revert("main", wrong)
+    assert reverted.message.startswith("Revert ") and reverted.parents == (wrong,)
+    with pytest.raises(NoChangesError):
+        repository.revert("main", wrong)
+
+
+def test_reverting_a_merge_needs_the_parent_to_go_back_to(forked: Repository) -> None:
+    before = put(forked, mine="1")
+    put(forked, "feature", theirs="1")
+    merged = forked.merge("feature", "main", message="").id
+    with pytest.raises(NotFoundError):
+        forked.revert("main", merged)
+    forked.revert("main", merged, parent_number=1)
+    assert tree(forked) == tree(forked, before)
 
 
 def test_revert_undoes_one_commit(repository: Repository) -> None:
@@ -525,6 +750,31 @@ def test_log_is_newest_first_and_can_be_cut(repository: Repository) -> None:
     assert [commit.id for commit in repository.log("main", prefixes=["b"])] == [commits[2]]
 
 
+def test_log_of_nothing_is_empty(repository: Repository) -> None:
+    assert list(repository.log("main", amount=0)) == []
+    assert list(repository.log("main", since=2**40)) == []
+    assert len(list(repository.log("main", since=repository.get_commit("main").creation_date))) == 1
+
+
+def test_log_by_path_counts_from_the_first_parent(forked: Repository) -> None:
+    theirs = put(forked, "feature", d__x="1")
+    merged = forked.merge("feature", "main", message="m").id
+    put(forked, d2="1")
+    assert {commit.id for commit in forked.log("main", prefixes=["d/"])} == {theirs, merged}
+    assert [commit.id for commit in forked.log("main", objects=["d/x"], first_parent=True)] == [merged]
+
+
+def test_log_shows_every_commit_once_and_parents_after_children(forked: Repository) -> None:
+    for number in range(3):
+        put(forked, mine=f"{number}!")
+        put(forked, "feature", theirs=f"{number}!")
+        forked.merge("feature", "main", message="m")
+        forked.merge("main", "feature", message="back")
+    place = {commit.id: number for number, commit in enumerate(forked.log("feature"))}
+    assert len(place) == len(list(forked.log("feature"))) == 14
+    assert all(place[commit.id] < place[p] for commit in forked.log("feature") for p in commit.parents)
+
+
 def test_first_parent_leaves_merged_commits_out(forked: Repository) -> None:
     put(forked, "feature", theirs="1")
     forked.merge("feature", "main", message="merge")
@@ -547,6 +797,16 @@ def test_three_dot_diff_counts_from_the_merge_base_and_marks_conflicts(forked: R
     changes = [(change.type, change.path) for change in forked.diff("main", "feature")]
     assert changes == [("conflict", "both"), ("changed", "theirs")]
     assert forked.find_merge_base("feature", "main") == forked.resolve("main~1")
+
+
+def test_three_dot_diff_leaves_out_what_both_sides_did(forked: Repository) -> None:
+    put(forked, both="1")
+    put(forked, "feature", both="1", new="12345")
+    with forked.transact("feature", message="x") as transaction:
+        transaction.delete("gone")
+    changes = [(change.type, change.path, change.size_bytes) for change in forked.diff("main", "feature")]
+    assert changes == [("removed", "gone", 1), ("added", "new", 5)]
+    assert list(forked.diff("main", "main")) == []
 
 
 # -- care --------------------------------------------------------------------------------------

@@ -1,0 +1,226 @@
+"""Reading refs and history of a bare repository: ref expressions, logs, merge bases, missing content."""
+
+import hashlib
+import heapq
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pygit2
+
+from knowledge_base.durable import disk_errors
+from knowledge_base.errors import DamagedError, NotFoundError
+from knowledge_base.version_store import Commit
+from knowledge_base.version_store_git_messages import parse_message
+from knowledge_base.version_store_git_objects import GIT_ERRORS, Git, Objects, read_pointer, translated
+
+_EXPRESSION = re.compile(r"([-.\w]{1,100})(@\{[^{}]{1,40}\})?((?:[~^][0-9]{0,6}){0,20})", re.ASCII)
+_NAME = re.compile(r"[-.\w]{1,200}", re.ASCII)
+_PREFIX = re.compile(r"[0-9a-f]{8,40}", re.ASCII)
+
+
+def find_commit(git: Any, ref: str) -> Any:
+    """The commit of a branch, tag, id or prefix, with `~N`, `^N` and `@{date}` behind it.
+
+    Raises:
+        NotFoundError: Nothing has that name, or the history does not reach so far.
+    """
+    matched = _EXPRESSION.fullmatch(ref)
+    with translated(f"reading {ref!r}"):
+        commit = _named(git, matched[1]) if matched else None
+        if matched is None or commit is None:
+            raise NotFoundError("ref", ref, hint="`rag log` lists the releases; branches and tags work too.")
+        if matched[2]:
+            commit = _at(git, commit, matched[2][2:-1], ref)
+        for step, digits in re.findall(r"([~^])([0-9]*)", matched[3]):
+            count = int(digits or 1)
+            for _ in range(count if step == "~" else min(count, 1)):
+                parent = 1 if step == "~" else count
+                if parent > len(commit.parent_ids):
+                    raise NotFoundError("ref", ref, hint="The history is not that long.")
+                commit = git[commit.parent_ids[parent - 1]]
+        return commit
+
+
+def read_ref(git: Any, kind: str, name: str) -> Any:
+    """The commit a branch or tag leads to, through symbolic refs and annotated tags; None without one."""
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".lock")) or name[0] == ".":
+        return None  # libgit2 calls those an error
+    if f"refs/{kind}/{name}" not in git.references:
+        return None
+    found = git[git.references[f"refs/{kind}/{name}"].resolve().target]
+    while found.type == pygit2.GIT_OBJECT_TAG:
+        found = git[found.target]
+    return found if found.type == pygit2.GIT_OBJECT_COMMIT else None
+
+
+def describe(commit: Any) -> Commit:
+    """What a commit says, in the protocol's words."""
+    message, metadata = parse_message(commit.message)
+    return Commit(
+        id=str(commit.id),
+        parents=tuple(map(str, commit.parent_ids)),
+        committer=commit.committer.name,
+        message=message,
+        creation_date=commit.commit_time,
+        metadata=metadata,
+    )
+
+
+def _named(git: Any, name: str) -> Any:
+    for kind in ("heads", "tags"):
+        if (commit := read_ref(git, kind, name)) is not None:
+            return commit
+    if not _PREFIX.fullmatch(name):
+        return None
+    try:
+        found = git[git.expand_id(name)]
+    except KeyError:
+        return None
+    except ValueError as error:
+        if "ambiguous" in str(error):
+            return None
+        raise
+    return found if found.type == pygit2.GIT_OBJECT_COMMIT else None
+
+
+def _at(git: Any, commit: Any, date: str, ref: str) -> Any:
+    try:
+        moment = datetime.fromisoformat(date)
+    except ValueError as error:
+        raise NotFoundError(
+            "ref", ref, hint="Write a date as main@{2026-11-01} or main@{2026-11-01T09:30}."
+        ) from error
+    if "T" not in date and " " not in date:
+        moment = moment.replace(hour=23, minute=59, second=59)  # a day means how it ended
+    limit = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    while commit.commit_time > limit:
+        if not commit.parent_ids:
+            raise NotFoundError("ref", ref, hint="The history starts later.")
+        commit = git[commit.parent_ids[0]]
+    return commit
+
+
+def walk_commits(git: Any, start: Any, *, first_parent: bool) -> Iterator[Any]:
+    """Newest first, parents after all their children; reads no further than asked on first parents."""
+    if first_parent:
+        yield start
+        while start.parent_ids:
+            start = git[start.parent_ids[0]]
+            yield start
+        return
+    commits = _ancestors(git, start)
+    children = dict.fromkeys(commits, 0)
+    for commit in commits.values():
+        for parent in commit.parent_ids:
+            children[parent] += 1
+    order = {commit_id: number for number, commit_id in enumerate(commits)}
+    ready = [(-start.commit_time, 0, start.id)]
+    while ready:
+        commit = commits[heapq.heappop(ready)[2]]
+        yield commit
+        for parent in commit.parent_ids:
+            children[parent] -= 1
+            if not children[parent]:
+                heapq.heappush(ready, (-commits[parent].commit_time, order[parent], parent))
+
+
+def _ancestors(git: Any, start: Any) -> dict[Any, Any]:
+    waiting, found = [start.id], {}
+    while waiting:
+        oid = waiting.pop()
+        if oid not in found:
+            found[oid] = git[oid]
+            waiting += found[oid].parent_ids
+    return found
+
+
+def merge_base(git: Any, one: Any, other: Any) -> Any:
+    """Best common ancestor. Raises NotFoundError (unrelated histories)."""
+    for head in (one, other):
+        _ancestors(git, head)  # libgit2 walks by itself and would hang on a damaged commit: see Git
+    base = git.merge_base(one.id, other.id)
+    if base is None:
+        raise NotFoundError("merge base", f"{one.id}..{other.id}", hint="The two histories are unrelated.")
+    return git[base]
+
+
+def reachable(objects: Objects) -> Iterator[tuple[str, str | None]]:
+    """Every object id and large-file hash that a ref reaches, with what is wrong with it."""
+    git = Git(objects.folder)  # a used handle would answer from its cache
+    seen: set[str] = set()
+    waiting: list[str] = []
+    for name in _ref_names(objects.folder, git):
+        try:
+            waiting.append(str(git.references[name].resolve().target))
+        except GIT_ERRORS as error:
+            yield name, f"ref {name} cannot be read: {error}"
+    while waiting:
+        oid = waiting.pop()
+        if oid in seen:
+            continue
+        seen.add(oid)
+        try:
+            found = git[oid]
+            below = _links(found)
+            found.read_raw()  # libgit2 knows the empty tree by heart, and does not look for its file
+            pointer = read_pointer(found) if found.type == pygit2.GIT_OBJECT_BLOB else None
+        except GIT_ERRORS as error:
+            yield oid, f"object {oid} is missing or damaged: {error}"
+            continue
+        yield oid, None
+        waiting += below
+        if pointer and pointer[0] not in seen:
+            seen.add(pointer[0])
+            yield pointer[0], _large_fault(objects, pointer[0])
+
+
+def _ref_names(folder: Path, git: Any) -> set[str]:
+    """Also the refs that libgit2 leaves out of its list because their file is damaged."""
+    loose = (path for path in (folder / "refs").rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {*git.references, *(path.relative_to(folder).as_posix() for path in loose)}
+
+
+def _links(found: Any) -> list[str]:
+    if found.type == pygit2.GIT_OBJECT_COMMIT:
+        return [str(found.tree_id), *map(str, found.parent_ids)]
+    if found.type == pygit2.GIT_OBJECT_TREE:
+        return [str(entry.id) for entry in found if entry.type != pygit2.GIT_OBJECT_COMMIT]
+    return [str(found.target)] if found.type == pygit2.GIT_OBJECT_TAG else []
+
+
+def _large_fault(objects: Objects, digest: str) -> str | None:
+    try:
+        with open(objects.large_path(digest), "rb") as file:
+            good = hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except OSError as error:
+        return f"large file {digest} is missing: {error.strerror}"
+    return None if good else f"large file {digest} is damaged"
+
+
+def remove_unreachable(objects: Objects, grace_seconds: float) -> int:
+    """Delete loose objects and large files that no ref reaches; the caller holds the writer lock.
+
+    Raises:
+        DamagedError: Something reachable is damaged: what lies behind it would look unreachable.
+    """
+    reached: set[str] = set()
+    for name, fault in reachable(objects):
+        if fault:
+            raise DamagedError(f"Nothing was removed: {fault}.", hint="Repair it first: see `rag fsck`.")
+        reached.add(name)
+    store = objects.folder / "objects"
+    found = [path for path in store.glob("??/*") if path.parent.name + path.name not in reached]
+    found += [path for path in store.glob("tmp_object_*") if path.is_file()]
+    found += [p for p in (objects.folder / "lfs").rglob("*") if p.is_file() and p.name not in reached]
+    limit, freed = time.time() - grace_seconds, 0
+    for path in found:
+        with disk_errors(str(path)):
+            stat = path.stat()
+            if stat.st_mtime <= limit:
+                path.unlink()
+                freed += stat.st_size
+    return freed
