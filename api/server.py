@@ -1,20 +1,24 @@
 """The HTTP API: POST /v1/query, POST /v1/search, GET /healthz; errors are problem+json (RFC 9457)."""
 
 import logging
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Literal
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.serving import Live
-from knowledge_base.errors import NotFoundError, PlumblineError, UsageError
+from knowledge_base.errors import NotFoundError, PlumblineError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Context, ReleaseRef
 from rag.answer_log import AnswerLog
 
 _LOG = logging.getLogger(__name__)
+_MAX_BODY_BYTES = 256 * 1024
 
 
 class Question(BaseModel):
@@ -36,17 +40,21 @@ class Results(BaseModel):
 
 
 class Health(BaseModel):
-    """What is being served."""
+    """What is being served; `stale` when main's newest release could not be opened, with the reason."""
 
-    status: str
+    status: Literal["ok", "stale"]
     release: ReleaseRef
     documents: int
     chunks: int
+    detail: str = ""
 
 
 def create_app(live: Live, answer_log: AnswerLog) -> FastAPI:
     """The application over one knowledge base."""
-    app = FastAPI(title="Plumbline", version="0.1.0")
+    # No /docs: that page is fetched from a public server. /openapi.json describes the same.
+    app = FastAPI(title="Plumbline", version="0.1.0", docs_url=None, redoc_url=None)
+    app.add_middleware(_BodyLimit)
+    _handle_errors(app)
 
     # Plain functions: FastAPI runs them in its thread pool, and embedding a question is CPU work.
     @app.post("/v1/query")
@@ -72,12 +80,40 @@ def create_app(live: Live, answer_log: AnswerLog) -> FastAPI:
         engine = live.engine()
         manifest = engine.release.manifest
         return Health(
-            status="ok", release=engine.release_ref, documents=manifest.documents, chunks=manifest.chunks
+            status="stale" if live.problem else "ok",
+            release=engine.release_ref,
+            documents=manifest.documents,
+            chunks=manifest.chunks,
+            detail=live.problem,
         )
 
+    return app
+
+
+class _BodyLimit:
+    """Refuses a body as soon as it is longer than any question may be, before it fills the memory."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > _MAX_BODY_BYTES:
+                raise HTTPException(413, f"The body is longer than {_MAX_BODY_BYTES} bytes.")
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(PlumblineError)
     def failed(request: Request, error: PlumblineError) -> JSONResponse:
-        status = 404 if isinstance(error, NotFoundError) else 400 if isinstance(error, UsageError) else 503
+        status = 404 if isinstance(error, NotFoundError) else 400 if error.exit_code == 2 else 503
         return _problem(status, type(error).__name__, error.message, error.hint)
 
     @app.exception_handler(RequestValidationError)
@@ -85,10 +121,21 @@ def create_app(live: Live, answer_log: AnswerLog) -> FastAPI:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         return _problem(
-            422, "InvalidRequest", f"{where}: {first['msg']}" if where else str(first["msg"]), "See /docs."
+            422,
+            "InvalidRequest",
+            f"{where}: {first['msg']}" if where else str(first["msg"]),
+            "See /openapi.json.",
         )
 
-    return app
+    @app.exception_handler(StarletteHTTPException)
+    def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        title = HTTPStatus(error.status_code).phrase
+        return _problem(error.status_code, title.replace(" ", ""), str(error.detail), "See /openapi.json.")
+
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> JSONResponse:
+        # Starlette raises it again after this reply, so the traceback is in the server's log.
+        return _problem(500, "InternalError", "Something went wrong in the server.", "Its log says what.")
 
 
 def _problem(status: int, kind: str, detail: str, hint: str) -> JSONResponse:

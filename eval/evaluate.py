@@ -3,6 +3,7 @@
 from eval.gate import Verdict, judge
 from eval.golden import GoldenQuestion, golden_fingerprint, load_golden
 from eval.metrics import Scores, score_engine
+from knowledge_base.errors import DamagedError, EmbedderError
 from knowledge_base.home import MAIN, KnowledgeBase
 from rag.engine import Engine
 
@@ -22,8 +23,15 @@ def evaluate_release(knowledge_base: KnowledgeBase, ref: str, baseline: str = MA
         return judge(Scores(candidate), None, golden="")
     scores = _score(knowledge_base, candidate, questions)
     comparable = live != candidate and knowledge_base.release(live).manifest.documents > 0
-    before = _score(knowledge_base, live, questions) if comparable else None
-    return judge(scores, before, golden=golden_fingerprint(questions))
+    before, obstacle = None, ""
+    if comparable:
+        try:
+            before = _score(knowledge_base, live, questions)
+        except (DamagedError, EmbedderError) as error:
+            # An ingest that embeds everything anew because the model on this machine is another one
+            # ends up here: it must get a verdict, not an error that says to ingest.
+            obstacle = f"{live[:12]} cannot be opened to compare with: {error.message}"
+    return judge(scores, before, golden=golden_fingerprint(questions), obstacle=obstacle)
 
 
 def _score(knowledge_base: KnowledgeBase, commit: str, questions: list[GoldenQuestion]) -> Scores:

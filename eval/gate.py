@@ -1,6 +1,6 @@
 """May a candidate replace what is live? Pure: scores in, verdict out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from eval.metrics import METRICS, METRICS_VERSION, Scores
@@ -34,12 +34,22 @@ class MetricVerdict(Frozen):
     n: int
 
 
+class Loss(Frozen):
+    """One question that the candidate does worse on than the baseline."""
+
+    id: str
+    metric: str
+    candidate: float
+    baseline: float
+
+
 class Verdict(Frozen):
-    """What the gate says, and why."""
+    """What the gate says, and why; `losses` are listed whatever the status, the worst first."""
 
     status: Status
     reasons: tuple[str, ...]
     metrics: tuple[MetricVerdict, ...]
+    losses: tuple[Loss, ...] = ()
     questions: int
     candidate: str
     baseline: str
@@ -57,15 +67,45 @@ class Verdict(Frozen):
 
 
 def judge(
-    candidate: Scores, baseline: Scores | None, *, golden: str, margins: Mapping[str, float] = MARGINS
+    candidate: Scores,
+    baseline: Scores | None,
+    *,
+    golden: str,
+    margins: Mapping[str, float] = MARGINS,
+    obstacle: str = "",
 ) -> Verdict:
     """Compare a candidate's scores with the baseline's on the same questions.
 
     A primary metric fails when its mean falls by more than its margin and the whole interval of the
     paired difference lies below zero: worse, and credibly so. An invalid citation always fails.
+    `obstacle` says why there is no baseline although there should be one.
     """
     metrics = tuple(_compare(name, candidate, baseline) for name in METRICS)
-    reasons = [
+    worse = _credibly_worse(metrics, margins)
+    if any(value < 1 for value in candidate.values("citation_validity").values()):
+        worse.append("a citation does not verify")
+    missing = _missing(candidate, "") + (_missing(baseline, " of the release before") if baseline else [])
+    if obstacle:
+        missing.append(obstacle)
+    status: Status = "FAIL" if worse else "INCOMPLETE" if missing else "PASS"
+    losses = _losses(candidate, baseline, margins) if baseline else ()
+    reasons = worse + missing + _describe(losses)
+    if not candidate.rows:
+        status, reasons = "UNEVALUATED", ["there are no golden questions (golden/*.jsonl)"]
+    return Verdict(
+        status=status,
+        reasons=tuple(reasons),
+        metrics=metrics if candidate.rows else (),
+        losses=losses,
+        questions=len(candidate.rows),
+        candidate=candidate.commit,
+        baseline=baseline.commit if baseline else "",
+        golden=golden,
+    )
+
+
+def _credibly_worse(metrics: Iterable[MetricVerdict], margins: Mapping[str, float]) -> list[str]:
+    return [
         f"{m.name} fell by {-m.delta:.3f} (95 % interval {m.interval[0]:.3f} to {m.interval[1]:.3f}, n={m.n})"
         for m in metrics
         if m.name in margins
@@ -74,24 +114,36 @@ def judge(
         and m.delta < -margins[m.name]
         and m.interval[1] < 0
     ]
-    if any(value < 1 for value in candidate.values("citation_validity").values()):
-        reasons.append("a citation does not verify")
-    status: Status = "FAIL" if reasons else "PASS"
-    failed = candidate.failures
-    if candidate.rows and 1 - len(failed) / len(candidate.rows) < MINIMUM_COVERAGE:
-        status = "INCOMPLETE"
-        reasons += [f"{key}: {reason}" for key, reason in list(failed.items())[:3]]
-    if not candidate.rows:
-        status, reasons = "UNEVALUATED", ["there are no golden questions (golden/*.jsonl)"]
-    return Verdict(
-        status=status,
-        reasons=tuple(reasons),
-        metrics=metrics if candidate.rows else (),
-        questions=len(candidate.rows),
-        candidate=candidate.commit,
-        baseline=baseline.commit if baseline else "",
-        golden=golden,
-    )
+
+
+def _missing(scores: Scores, whose: str) -> list[str]:
+    """What failed to be measured, when that is too much to judge by."""
+    failed = scores.failures
+    if not scores.rows or 1 - len(failed) / len(scores.rows) >= MINIMUM_COVERAGE:
+        return []
+    shown = [f"{key}: {reason}" for key, reason in list(failed.items())[:3]]
+    return [f"{len(failed)} of {len(scores.rows)} questions{whose} could not be scored", *shown]
+
+
+def _losses(candidate: Scores, baseline: Scores, margins: Mapping[str, float]) -> tuple[Loss, ...]:
+    found = []
+    for name in margins:
+        old = baseline.values(name)
+        found += [
+            Loss(id=key, metric=name, candidate=value, baseline=old[key])
+            for key, value in candidate.values(name).items()
+            if key in old and value < old[key]
+        ]
+    found.sort(key=lambda loss: (loss.candidate - loss.baseline, loss.id, loss.metric))
+    return tuple(found)
+
+
+def _describe(losses: Iterable[Loss]) -> list[str]:
+    names = list(dict.fromkeys(loss.id for loss in losses))
+    if not names:
+        return []
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return [f"{len(names)} question(s) score lower than before: {shown}"]
 
 
 def _compare(name: str, candidate: Scores, baseline: Scores | None) -> MetricVerdict:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterable
+from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import SettingsError
@@ -26,6 +27,12 @@ class GoldenQuestion(Frozen):
     unanswerable: bool = False
     tags: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _means_one_thing(self) -> Self:
+        if self.unanswerable and (self.answer or self.document or self.quote):
+            raise ValueError("an unanswerable question has no answer, document or quote")
+        return self
+
 
 def load_golden(repository: Repository, ref: str) -> list[GoldenQuestion]:
     """The golden questions of a commit, by id.
@@ -37,6 +44,7 @@ def load_golden(repository: Repository, ref: str) -> list[GoldenQuestion]:
     files = [
         (item.path, repository.get_object(commit, item.path).decode())
         for item in repository.list_objects(commit, prefix=GOLDEN_PREFIX)
+        if item.path.endswith(".jsonl")
     ]
     return parse_golden(files)
 
@@ -45,7 +53,8 @@ def parse_golden(files: Iterable[tuple[str, str]]) -> list[GoldenQuestion]:
     """Golden questions of (name, text) pairs, by id. Raises SettingsError."""
     rows: dict[str, GoldenQuestion] = {}
     for name, text in files:
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines(): JSON may hold U+2028 and its like unescaped inside a string.
+        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
             if not line.strip():
                 continue
             row = _parse(line, f"{name} line {number}")

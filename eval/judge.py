@@ -13,7 +13,7 @@ JUDGE = "lexical-1"
 SUPPORT_THRESHOLD = 0.6
 _WINDOW = 3
 _MARKER = re.compile(r"\s*\[\d+\]")
-_WORD = re.compile(r"[^\W_]{2,}")
+_WORD = re.compile(r"[^\W_]{2,}|\d")
 
 
 def support(claim: str, contexts: Sequence[str]) -> float:
@@ -27,9 +27,11 @@ def support(claim: str, contexts: Sequence[str]) -> float:
 
 
 def claims(answer: str) -> list[str]:
-    """The sentences of an answer without their citation markers."""
-    plain = _MARKER.sub("", answer)
-    return [plain[start:end] for start, end in split_sentences(plain)]
+    """The sentences of an answer that hold a word, without their citation markers."""
+    # A marker ends a claim too: a quoted heading or list item has no full stop of its own.
+    plain = _MARKER.sub("\n\n", answer)
+    sentences = [plain[start:end] for start, end in split_sentences(plain)]
+    return [sentence for sentence in sentences if _WORD.search(sentence)]
 
 
 def faithfulness(answer: str, contexts: Sequence[str]) -> float | None:

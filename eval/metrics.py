@@ -9,8 +9,8 @@ from typing import Any
 from eval.golden import GoldenQuestion
 from eval.judge import JUDGE, faithfulness
 from knowledge_base.documents import sha256_hex
-from knowledge_base.errors import MissingExtraError, PlumblineError
-from rag.answer import Answer
+from knowledge_base.errors import MissingExtraError, NotFoundError
+from rag.answer import Answer, Citation
 from rag.engine import Engine
 
 METRICS = (
@@ -85,8 +85,8 @@ async def _score_all(engine: Engine, questions: Sequence[GoldenQuestion]) -> tup
 async def _score_one(engine: Engine, question: GoldenQuestion) -> Row:
     try:
         answer = engine.ask(question.question)
-    except PlumblineError as error:
-        return Row(question.id, failure=error.message)
+    except Exception as error:  # noqa: BLE001 - one question that fails is a row; the others go on
+        return Row(question.id, failure=f"{type(error).__name__}: {error}")
     scores = [
         Score("citation_validity", citation_validity(answer, engine.snapshot.document_text)),
         Score("abstention", float(answer.abstained == question.unanswerable)),
@@ -103,14 +103,26 @@ async def _score_one(engine: Engine, question: GoldenQuestion) -> Row:
 
 
 def citation_validity(answer: Answer, document_text: Callable[[str], str]) -> float | None:
-    """Share of citations whose quote stands where it says, with the hash it says; None without citations."""
+    """Share of citations whose quote stands where it says, with the hash it says; None without citations.
+
+    `document_text` gives the text of a document of the release that answered.
+    """
     if not answer.citations:
         return None
-    valid = [
-        document_text(c.path)[c.start : c.end] == c.quote and sha256_hex(c.quote.encode()) == c.sha256
-        for c in answer.citations
-    ]
+    valid = [_verifies(citation, answer.release.commit, document_text) for citation in answer.citations]
     return sum(valid) / len(valid)
+
+
+def _verifies(citation: Citation, commit: str, document_text: Callable[[str], str]) -> bool:
+    try:
+        text = document_text(citation.path)
+    except NotFoundError:
+        return False
+    return (
+        citation.commit == commit
+        and text[citation.start : citation.end] == citation.quote
+        and sha256_hex(citation.quote.encode()) == citation.sha256
+    )
 
 
 def _retrieval(question: GoldenQuestion, answer: Answer) -> list[Score]:
@@ -146,6 +158,8 @@ def _ragas_metrics() -> dict[str, Any]:
     try:
         from ragas.metrics import MetricResult, numeric_metric
         from ragas.metrics.collections import RougeScore
+
+        rouge = RougeScore(rouge_type="rougeL", mode="fmeasure")  # looks for rouge-score when made
     except ImportError as error:
         raise MissingExtraError(
             f"Evaluation needs ragas: {error}.", hint='Run: pip install "plumbline[eval]"'
@@ -158,5 +172,5 @@ def _ragas_metrics() -> dict[str, Any]:
 
     return {
         "faithfulness": lexical_faithfulness,
-        "answer_rouge": RougeScore(rouge_type="rougeL", mode="fmeasure"),
+        "answer_rouge": rouge,
     }

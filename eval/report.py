@@ -3,6 +3,7 @@
 import html
 import json
 import statistics
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from knowledge_base.errors import NotFoundError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.lifecycle import diff_releases
 from knowledge_base.release import Frozen
+from knowledge_base.snapshot import Snapshot
 from rag.answer import Answer
 from rag.answer_log import AnswerLog
 
@@ -48,13 +50,15 @@ def write_report(
 ) -> Report:
     """Measure what is live and write report.html and report.json into `output`.
 
-    Changes are counted from the release that the report.json already there speaks of.
+    Changes are counted from the release that the report.json already there speaks of; a report of the
+    same day and release is made again instead, so that running it twice changes nothing.
 
     Raises:
         StorageError: The folder cannot be written.
     """
     release = knowledge_base.repository.resolve(MAIN)
-    previous = _previous(output / "report.json", knowledge_base)
+    date = now.date().isoformat()
+    previous = _previous(output / "report.json", knowledge_base, release, date)
     reasons: list[str] = []
     blind: list[str] = []
     changes: dict[str, Any] = {}
@@ -78,10 +82,14 @@ def write_report(
             reasons.append(f"faithfulness of recent answers is {answers['faithfulness']:.3f}")
         if answers["citation_validity"] is not None and answers["citation_validity"] < 1:
             reasons.append("a citation of a recent answer does not verify")
+        if answers["n"] and answers["unknown_release"] == answers["n"]:
+            blind.append("recent answers: none of them is of a release that still exists")
+        if not answers["n"] and not golden.get("questions"):
+            blind.append("nothing was measured: there are no golden questions and no logged answers")
     except PlumblineError as error:
         blind.append(f"recent answers: {error.message}")
     report = Report(
-        date=now.date().isoformat(),
+        date=date,
         verdict="BLIND" if blind else "WARN" if reasons else "OK",
         reasons=tuple(blind + reasons),
         release=release,
@@ -97,9 +105,12 @@ def write_report(
     return report
 
 
-def _previous(path: Path, knowledge_base: KnowledgeBase) -> str:
+def _previous(path: Path, knowledge_base: KnowledgeBase, release: str, date: str) -> str:
     try:
-        return knowledge_base.repository.resolve(str(json.loads(path.read_text(encoding="utf-8"))["release"]))
+        last = json.loads(path.read_text(encoding="utf-8"))
+        same = (last["release"], last["date"]) == (release, date)
+        commit = str(last["previous"] if same else last["release"])
+        return knowledge_base.repository.resolve(commit) if commit else ""
     except (OSError, ValueError, KeyError, TypeError, NotFoundError):
         return ""  # no report yet, or one of another knowledge base
 
@@ -108,12 +119,14 @@ def summarize(answers: list[Answer], knowledge_base: KnowledgeBase) -> dict[str,
     """Faithfulness, citation validity, abstention and latency of logged answers."""
     given = [answer for answer in answers if not answer.abstained]
     faithful = [faithfulness(a.answer, [c.text for c in a.contexts]) for a in given]
-    snapshots = {commit: knowledge_base.snapshot(commit) for commit in {a.release.commit for a in given}}
-    valid = [citation_validity(a, snapshots[a.release.commit].document_text) for a in given]
+    snapshots = _snapshots(knowledge_base, {answer.release.commit for answer in answers})
+    known = [a for a in given if a.release.commit in snapshots]
+    valid = [citation_validity(a, snapshots[a.release.commit].document_text) for a in known]
     times = sorted(answer.timings_ms.get("total", 0.0) for answer in answers)
     return {
         "judge": JUDGE,
         "n": len(answers),
+        "unknown_release": sum(answer.release.commit not in snapshots for answer in answers),
         "faithfulness": _mean([value for value in faithful if value is not None]),
         "citation_validity": _mean([value for value in valid if value is not None]),
         "abstention_rate": _mean([float(answer.abstained) for answer in answers]),
@@ -122,9 +135,20 @@ def summarize(answers: list[Answer], knowledge_base: KnowledgeBase) -> dict[str,
     }
 
 
+def _snapshots(knowledge_base: KnowledgeBase, commits: set[str]) -> dict[str, Snapshot]:
+    """Those commits that still exist: a candidate's branch may have been dropped since it answered."""
+    found = {}
+    for commit in sorted(commits):
+        with suppress(NotFoundError):
+            found[commit] = knowledge_base.snapshot(commit)
+    return found
+
+
 def _mean(values: list[float]) -> float | None:
     return round(statistics.fmean(values), 4) if values else None
 
+
+_SHOWN = 200
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -166,7 +190,12 @@ def _changes(report: Report) -> str:
     rows = [
         (verb, f"{row['from']} → {row['to']}" if isinstance(row, dict) else row, "")
         for verb, paths in report.changes["documents"].items()
-        for row in paths
+        for row in paths[:_SHOWN]
+    ]
+    rows += [
+        (verb, f"and {len(paths) - _SHOWN} more; report.json lists them all", "")
+        for verb, paths in report.changes["documents"].items()
+        if len(paths) > _SHOWN
     ]
     rows += [
         ("setting", f"{key}: {c['from']} → {c['to']}", "") for key, c in report.changes["settings"].items()

@@ -1,3 +1,5 @@
+import gc
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +12,11 @@ from api.server import create_app
 from api.serving import Live
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base.errors import DamagedError, StorageError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.lifecycle import rollback
 from rag.answer_log import AnswerLog
+from rag.engine import Engine
 
 PORT_QUESTION = {"question": "What is the default port of the server?"}
 
@@ -25,9 +29,14 @@ def answer_log(tmp_path: Path) -> Iterator[AnswerLog]:
 
 
 @pytest.fixture
-def client(knowledge_base: KnowledgeBase, answer_log: AnswerLog) -> Iterator[httpx.Client]:
+def live(knowledge_base: KnowledgeBase) -> Live:
+    return Live(knowledge_base)
+
+
+@pytest.fixture
+def client(live: Live, answer_log: AnswerLog) -> Iterator[httpx.Client]:
     """A client of a real server on a port of its own."""
-    config = uvicorn.Config(create_app(Live(knowledge_base), answer_log), port=0, log_level="error")
+    config = uvicorn.Config(create_app(live, answer_log), port=0, log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -81,6 +90,98 @@ def test_bad_requests_are_problems(client: httpx.Client, body: object, status: i
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["status"] == status and response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("GET", "/nowhere", b"", 404),
+        ("GET", "/v1/query", b"", 405),
+        ("POST", "/v1/query", b"{", 422),
+        ("POST", "/v1/query", b"[" * 100_000, 400),
+        ("POST", "/v1/search", b'{"question": "' + b"x" * 300_000 + b'"}', 413),
+        ("POST", "/v1/search", rb'{"question": "x", "ref": "ma\u0000in"}', 404),
+        ("POST", "/v1/search", rb'{"question": "\ud800"}', 422),
+        ("GET", "/docs", b"", 404),
+    ],
+)
+def test_whatever_is_wrong_the_reply_is_a_problem(
+    client: httpx.Client, method: str, path: str, content: bytes, status: int
+) -> None:
+    response = client.request(method, path, content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["status"]) == (status, status)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_an_unexpected_error_is_a_problem_without_its_text(
+    client: httpx.Client, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(ref: str) -> None:
+        raise RuntimeError("secret path")
+
+    monkeypatch.setattr(live, "engine", crash)
+    response = client.post("/v1/search", json=PORT_QUESTION)
+    assert (response.status_code, response.json()["type"]) == (500, "urn:plumbline:InternalError")
+    assert "secret" not in response.text
+
+
+def test_an_answer_log_that_fails_does_not_fail_the_answer(
+    client: httpx.Client, answer_log: AnswerLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(answer: object) -> None:
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(answer_log, "append", fail)
+    assert "8420" in client.post("/v1/query", json=PORT_QUESTION).raise_for_status().json()["answer"]
+
+
+def test_a_ref_is_answered_under_its_own_name(client: httpx.Client, knowledge_base: KnowledgeBase) -> None:
+    commit = knowledge_base.repository.resolve("main")
+    answer = client.post("/v1/query", json={**PORT_QUESTION, "ref": commit[:10]}).raise_for_status().json()
+    assert answer["release"] == {"ref": commit[:10], "commit": commit}
+
+
+def test_a_release_that_cannot_be_opened_leaves_the_old_one_serving(
+    client: httpx.Client,
+    live: Live,
+    knowledge_base: KnowledgeBase,
+    sources: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = knowledge_base.repository.resolve("main")
+    (sources / "team.txt").write_text("The support team answers every day.\n")
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+
+    def refuse(kb: KnowledgeBase, ref: str) -> Engine:
+        raise DamagedError("torn")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "open", refuse)
+        live._checked = 0
+        health = client.get("/healthz").raise_for_status().json()
+        assert (health["status"], health["release"]["commit"]) == ("stale", before)
+        assert "torn" in health["detail"]
+    live._refused, live._checked = ("", 0.0), 0
+    health = client.get("/healthz").json()
+    assert (health["status"], health["detail"]) == ("ok", "")
+    assert health["release"]["commit"] == knowledge_base.repository.resolve("main")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_engines_that_are_let_go_close_their_files(knowledge_base: KnowledgeBase) -> None:
+    def open_files() -> list[str]:
+        links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return [link for link in links if link.startswith(str(knowledge_base.cache))]
+
+    live = Live(knowledge_base)
+    engine = live.engine()
+    assert open_files()
+    del live
+    gc.collect()
+    assert engine.search("default port")  # a request under way keeps what it holds
+    del engine
+    gc.collect()
+    assert not open_files()
 
 
 def test_a_new_release_and_a_rollback_are_served(

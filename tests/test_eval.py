@@ -1,7 +1,8 @@
 """The evaluator: golden questions, judge, gate, report."""
 
 import json
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,15 @@ from hypothesis import strategies as st
 
 from eval.evaluate import evaluate_release
 from eval.gate import bootstrap_interval, judge
-from eval.golden import parse_golden
-from eval.judge import faithfulness, support
-from eval.metrics import Row, Score, Scores
+from eval.golden import load_golden, parse_golden
+from eval.judge import claims, faithfulness, support
+from eval.metrics import Row, Score, Scores, citation_validity, score_engine
 from eval.report import write_report
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
-from knowledge_base.errors import SettingsError
+from knowledge_base.errors import DamagedError, SettingsError
 from knowledge_base.home import KnowledgeBase
+from rag.answer import Answer, ReleaseRef
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
 
@@ -48,6 +50,13 @@ def golden(knowledge_base: KnowledgeBase, sources: Path) -> KnowledgeBase:
     return knowledge_base
 
 
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[AnswerLog]:
+    made = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -55,11 +64,22 @@ def golden(knowledge_base: KnowledgeBase, sources: Path) -> KnowledgeBase:
         ('{"id": "b"}', "question"),
         ('{"id": "b", "question": "q", "anwser": "x"}', "anwser"),
         ('{"id": "a", "question": "q"}', "occurs twice"),
+        (
+            '{"id": "b", "question": "q", "unanswerable": true, "document": "x.md"}',
+            "unanswerable question has",
+        ),
     ],
 )
 def test_a_bad_golden_line_is_named(line: str, complaint: str) -> None:
     with pytest.raises(SettingsError, match=complaint):
         parse_golden([("golden/x.jsonl", '{"id": "a", "question": "q"}\n' + line)])
+
+
+def test_golden_lines_may_hold_what_other_systems_call_a_line_break() -> None:
+    row = json.dumps({"id": "a", "question": "one\u2028two\x85three"}, ensure_ascii=False)
+    assert [r.question for r in parse_golden([("x", "\ufeff" + row + "\r\n\r\n")])] == [
+        "one\u2028two\x85three"
+    ]
 
 
 def test_the_judge_supports_what_the_context_says() -> None:
@@ -71,6 +91,16 @@ def test_the_judge_supports_what_the_context_says() -> None:
         == 0.5
     )
     assert faithfulness("", [context]) is None
+
+
+def test_quotes_without_full_stops_are_claims_of_their_own() -> None:
+    answer = "Run the installer [1] Invoices are monthly [2]."
+    assert claims(answer) == ["Run the installer", "Invoices are monthly"]
+    assert faithfulness(answer, ["Run the installer", "Invoices are monthly"]) == 1.0
+
+
+def test_the_judge_sees_a_changed_digit() -> None:
+    assert support("Open port 9", ["Open port 8"]) < support("Open port 8", ["Open port 8"]) == 1.0
 
 
 def scores(**values: list[float]) -> Scores:
@@ -101,13 +131,35 @@ def test_the_gate_is_incomplete_when_questions_could_not_be_scored() -> None:
         Row("b", (Score("faithfulness", 1.0),)),
     )
     verdict = judge(Scores("c", rows), None, golden="")
-    assert verdict.status == "INCOMPLETE" and "judge timed out" in verdict.reasons[0]
+    assert verdict.status == "INCOMPLETE"
+    assert verdict.reasons == ("1 of 2 questions could not be scored", "a: judge timed out")
     assert not verdict.publishable
+
+
+def test_a_baseline_that_could_not_be_scored_does_not_let_a_candidate_through() -> None:
+    failed = Scores("b", tuple(Row(str(i), failure="index damaged") for i in range(4)))
+    verdict = judge(scores(context_recall=[0.0] * 4), failed, golden="")
+    assert verdict.status == "INCOMPLETE" and "of the release before" in verdict.reasons[0]
+
+
+def test_questions_that_got_worse_are_named_even_when_the_verdict_is_pass() -> None:
+    before, after = scores(context_recall=[1.0] * 20), scores(context_recall=[0.0] + [1.0] * 19)
+    verdict = judge(after, before, golden="")
+    assert verdict.status == "PASS"
+    assert [(loss.id, loss.metric) for loss in verdict.losses] == [("0", "context_recall")]
+    assert verdict.reasons == ("1 question(s) score lower than before: 0",)
 
 
 def test_without_golden_questions_the_release_is_unevaluated(knowledge_base: KnowledgeBase) -> None:
     verdict = evaluate_release(knowledge_base, "main")
     assert verdict.status == "UNEVALUATED" and verdict.publishable
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_the_gate_never_fails_a_candidate_that_is_nowhere_worse(one: list[float], two: list[float]) -> None:
+    pairs = list(zip(one, two, strict=False))
+    better = scores(faithfulness=[max(pair) for pair in pairs])
+    assert judge(better, scores(faithfulness=[min(pair) for pair in pairs]), golden="").publishable
 
 
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=2, max_size=30))
@@ -126,6 +178,52 @@ def test_a_release_is_scored_on_its_golden_questions(golden: KnowledgeBase) -> N
     assert measured["faithfulness"] == 1.0
 
 
+def test_a_question_that_crashes_is_a_failed_row_and_the_others_are_scored(
+    golden: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.open(golden)
+    ask = engine.ask
+
+    def fail_once(question: str) -> Answer:
+        if "founded" in question:
+            raise RuntimeError("out of luck")
+        return ask(question)
+
+    monkeypatch.setattr(engine, "ask", fail_once)
+    found = score_engine(engine, load_golden(golden.repository, "main"))
+    assert found.failures == {"founder": "RuntimeError: out of luck"}
+    assert set(found.values("context_recall")) == {"port", "hash"}
+
+
+def test_a_citation_must_stand_in_the_document_at_the_commit_it_names(knowledge_base: KnowledgeBase) -> None:
+    engine = Engine.open(knowledge_base)
+    answer = engine.ask("What is the default port of the server?")
+    text = engine.snapshot.document_text
+    assert citation_validity(answer, text) == 1.0
+    for wrong in ({"start": 0}, {"path": "gone.md"}, {"commit": "0" * 40}, {"sha256": "0" * 64}):
+        citation = answer.citations[0].model_copy(update=wrong)
+        assert citation_validity(answer.model_copy(update={"citations": (citation,)}), text) == 0.0
+
+
+def test_a_release_of_another_embedder_still_gets_a_verdict(
+    golden: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = golden.repository.resolve("main")
+    candidate = golden.repository.resolve("main~1")
+    monkeypatch.setattr("eval.evaluate.load_golden", lambda repository, ref: load_golden(repository, head))
+    opened = Engine.open
+
+    def refuse_main(kb: KnowledgeBase, ref: str) -> Engine:
+        if ref == head:
+            raise DamagedError("The vectors come from another embedder.")
+        return opened(kb, ref)
+
+    monkeypatch.setattr(Engine, "open", refuse_main)
+    verdict = evaluate_release(golden, candidate, "main")
+    assert (verdict.status, verdict.publishable) == ("INCOMPLETE", False)
+    assert "another embedder" in verdict.reasons[0]
+
+
 def test_losing_a_required_document_shows(golden: KnowledgeBase, sources: Path) -> None:
     for name in ("install.md", "history.md", "security.md"):
         (sources / name).unlink()
@@ -136,9 +234,8 @@ def test_losing_a_required_document_shows(golden: KnowledgeBase, sources: Path) 
 
 
 def test_the_report_says_what_changed_since_the_last(
-    golden: KnowledgeBase, sources: Path, tmp_path: Path
+    golden: KnowledgeBase, sources: Path, log: AnswerLog, tmp_path: Path
 ) -> None:
-    log = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
     log.append(Engine.open(golden).ask("What is the default port of the server?"))
     now = datetime(2026, 11, 21, tzinfo=UTC)
     first = write_report(golden, log, tmp_path / "report", now=now)
@@ -148,7 +245,35 @@ def test_the_report_says_what_changed_since_the_last(
     ingest(golden, list_sources([str(sources)]), IngestOptions())
     second = write_report(golden, log, tmp_path / "report", now=now)
     assert second.changes["documents"]["added"] == ["a<b>.md"]
-    page = (tmp_path / "report" / "report.html").read_text()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    assert write_report(golden, log, tmp_path / "report", now=now) == second
+    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
+    later = write_report(golden, log, tmp_path / "report", now=now + timedelta(days=1))
+    assert (later.previous, later.changes) == (second.release, {})
+    page = before["report.html"].decode()
     assert "a&lt;b&gt;.md" in page and "a<b>" not in page and "http" not in page
     assert json.loads((tmp_path / "report" / "report.json").read_text())["schema_version"] == 1
-    log.close()
+
+
+def test_a_report_that_measured_nothing_is_blind(
+    knowledge_base: KnowledgeBase, log: AnswerLog, tmp_path: Path
+) -> None:
+    report = write_report(knowledge_base, log, tmp_path, now=datetime(2026, 11, 21, tzinfo=UTC))
+    assert (report.verdict, report.exit_code) == ("BLIND", 1)
+    assert "nothing was measured" in report.reasons[0]
+
+
+def test_answers_that_do_not_verify_or_whose_release_is_gone_show_in_the_report(
+    knowledge_base: KnowledgeBase, log: AnswerLog, tmp_path: Path
+) -> None:
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    answer = Engine.open(knowledge_base).ask("What is the default port of the server?")
+    gone = answer.model_copy(update={"id": "1", "release": ReleaseRef(ref="main", commit="f" * 40)})
+    log.append(gone)
+    assert write_report(knowledge_base, log, tmp_path, now=now).verdict == "BLIND"
+    forged = answer.citations[0].model_copy(update={"quote": "<script>alert(1)</script>"})
+    log.append(answer.model_copy(update={"citations": (forged,)}))
+    report = write_report(knowledge_base, log, tmp_path, now=now)
+    assert report.verdict == "WARN" and "does not verify" in report.reasons[0]
+    assert (report.answers["n"], report.answers["unknown_release"]) == (2, 1)
+    assert "<script" not in (tmp_path / "report.html").read_text()
