@@ -36,7 +36,7 @@ from knowledge_base.release import (
 )
 from knowledge_base.renames import find_renames
 from knowledge_base.segments import SEGMENTS_PREFIX, Segment, SegmentFiles, write_segment
-from knowledge_base.snapshot import Snapshot
+from knowledge_base.snapshot import Snapshot, count_chunk_changes
 from knowledge_base.version_store import Repository, Transaction
 
 Progress = Callable[[str, int, int | None], None]
@@ -475,14 +475,11 @@ class _Ingest:
         parts: tuple[str, ...],
         work: _Work | None = None,
     ) -> IngestResult:
-        old = before.chunk_ids()
-        if after is before:
-            chunks = {"added": 0, "removed": 0, "total": len(old)}
-        elif after is not None:
-            new = after.chunk_ids()
-            chunks = {"added": len(new - old), "removed": len(old - new), "total": after.chunk_count}
+        if after is not None:
+            chunks = count_chunk_changes(before, after)
         else:
-            chunks = {"added": len({chunk.id for chunk in work.chunks} - old) if work else 0}
+            split = {chunk.id for chunk in work.chunks} if work else set()
+            chunks = {"added": len(split - before.chunk_ids()) if split else 0}
         return IngestResult(
             commit=head,
             branch=self.options.branch,

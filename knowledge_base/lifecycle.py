@@ -16,7 +16,7 @@ from knowledge_base.release import (
 )
 from knowledge_base.renames import find_renames
 from knowledge_base.segments import SEGMENTS_PREFIX, TABLES, segment_id
-from knowledge_base.snapshot import Snapshot
+from knowledge_base.snapshot import Snapshot, count_chunk_changes
 from knowledge_base.version_store import Commit, Repository
 
 WORK_PREFIX = "ingest-"
@@ -161,10 +161,9 @@ def diff_releases(knowledge_base: KnowledgeBase, left: str, right: str) -> Relea
     repository = knowledge_base.repository
     left, right = repository.resolve(left), repository.resolve(right)
     before, after = knowledge_base.snapshot(left), knowledge_base.snapshot(right)
-    old, new = before.chunk_ids(), after.chunk_ids()
     return ReleaseDifference(
         documents=diff_documents(repository, left, right),
-        chunks={"added": len(new - old), "removed": len(old - new), "total": after.chunk_count},
+        chunks=count_chunk_changes(before, after),
         settings=settings_difference(before.release, after.release),
     )
 

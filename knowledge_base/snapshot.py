@@ -1,6 +1,6 @@
 """A release opened for search: its live documents, chunks and passages over all segments."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +109,10 @@ class Snapshot:
         title: str = self.segments[number].documents["title"][row]
         return title
 
+    def placed(self) -> set[tuple[str, str]]:
+        """(path, segment id) of every live document: equal in two releases means equal chunks."""
+        return {(path, self.segments[number].id) for path, (number, _) in self._place.items()}
+
     def _locate(self, path: str) -> tuple[int, int]:
         if path not in self._place:
             raise NotFoundError("document", path, hint="`rag show` lists the documents of a release.")
@@ -124,9 +128,13 @@ class Snapshot:
         first, last = np.searchsorted(self._chunk_passages, [passage, passage + 1])
         return [self._chunk(row) for row in range(int(first), int(last))]
 
-    def chunk_ids(self) -> set[str]:
-        """The id of every live chunk."""
+    def chunk_ids(self, paths: Collection[str] | None = None) -> set[str]:
+        """The id of every live chunk, or of those of some documents."""
         columns = self._chunks
+        if paths is not None:
+            wanted = np.fromiter((path in paths for path in self.paths), bool, len(self.paths))
+            here = wanted[columns["rank"]] if len(wanted) else np.zeros(0, bool)
+            columns = {name: column[here] for name, column in columns.items()}
         rows = zip(columns["rank"], columns["start"], columns["end"], columns["hash"], strict=True)
         return {
             chunk_id(self.paths[rank], int(start), int(end), bytes(digest).ljust(32, b"\0").hex())
@@ -209,6 +217,15 @@ class Snapshot:
         """Release the segments' files and memory."""
         for segment in self.segments:
             segment.close()
+
+
+def count_chunk_changes(before: Snapshot, after: Snapshot) -> dict[str, int]:
+    """How many chunks `after` has that `before` has not, the reverse, and its total."""
+    # Only documents that moved between segments: listing every chunk of a large release takes seconds.
+    moved = before.placed() ^ after.placed()
+    paths = {path for path, _ in moved}
+    old, new = before.chunk_ids(paths), after.chunk_ids(paths)
+    return {"added": len(new - old), "removed": len(old - new), "total": after.chunk_count}
 
 
 def open_snapshot(repository: Repository, release: Release, cache: Path) -> Snapshot:
