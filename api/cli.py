@@ -169,7 +169,7 @@ def ingest(
 def _gate(knowledge_base: "KnowledgeBase") -> Callable[[str, str], Any]:
     def judge(candidate: str, live: str) -> Any:
         from eval.evaluate import evaluate_release
-        from ingestion.pipeline import Judgement
+        from knowledge_base.lifecycle import Judgement
 
         verdict = evaluate_release(knowledge_base, candidate, live)
         return Judgement(verdict.status, verdict.publishable, verdict.as_json())
@@ -323,7 +323,7 @@ def diff(
 ) -> None:
     """Show what changed from one release to another: documents, chunks, settings."""
     from api.render import print_difference
-    from knowledge_base.lifecycle import diff_releases
+    from knowledge_base.difference import diff_releases
 
     found = diff_releases(_open(kb), left, right)
     value = {"documents": found.documents.as_json(), "chunks": found.chunks, "settings": found.settings}
@@ -355,7 +355,7 @@ def rollback(
 def fsck(kb: Kb = None, as_json: Json = False) -> None:
     """Check every stored object, release and cache; exit code 1 when anything is damaged."""
     from api.render import working
-    from knowledge_base.lifecycle import fsck as run
+    from knowledge_base.integrity import fsck as run
 
     knowledge_base = _open(kb)
     with working("Checking", enabled=not as_json) as show:
@@ -373,7 +373,7 @@ def fsck(kb: Kb = None, as_json: Json = False) -> None:
 def rebuild(ref: Ref = "main", kb: Kb = None, as_json: Json = False) -> None:
     """Build the Chroma collections and postings of a release anew; nothing is embedded."""
     from api.render import working
-    from knowledge_base.lifecycle import rebuild as run
+    from knowledge_base.integrity import rebuild as run
 
     with working("Rebuilding", enabled=not as_json):
         passages = run(_open(kb), ref)

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from eval.evaluate import evaluate_release
 from eval.judge import JUDGE, faithfulness
 from eval.metrics import citation_validity
+from knowledge_base.difference import diff_releases
 from knowledge_base.durable import write_bytes
 from knowledge_base.errors import NotFoundError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.lifecycle import diff_releases
 from knowledge_base.release import Frozen
 from knowledge_base.snapshot import Snapshot
 from rag.answer import Answer

@@ -4,8 +4,6 @@ Nothing that readers can see moves before the last step. A failed or killed inge
 where it was; what it had written is unreachable and its work branch is swept by the next one.
 """
 
-import io
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,28 +12,28 @@ from typing import Any
 from ingestion.chunking import Chunker
 from ingestion.readers import extract
 from ingestion.sources import SourceFile, Sources
+from knowledge_base.difference import document_changes
 from knowledge_base.documents import Chunk, Document, sha256_hex
 from knowledge_base.embedders import Embedder
 from knowledge_base.errors import CheckFailedError, DocumentError, NotFoundError
 from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.index import IndexDraft, write_index
 from knowledge_base.lexical import Analyzer
-from knowledge_base.lifecycle import WORK_PREFIX, document_changes, keep_candidate, publish, sweep
+from knowledge_base.lifecycle import Gate, land, release_metadata, work_branch
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
     GOLDEN_PREFIX,
-    MANIFEST_PATH,
     PROMPTS_PREFIX,
     SETTINGS_PATH,
     DocumentChanges,
     Manifest,
     Release,
     SegmentRef,
-    canonical_json,
     changed_parts,
     order_paths,
 )
 from knowledge_base.renames import find_renames
-from knowledge_base.segments import SEGMENTS_PREFIX, Segment, SegmentFiles, write_segment
+from knowledge_base.segments import write_segment
 from knowledge_base.snapshot import Snapshot, count_chunk_changes
 from knowledge_base.version_store import Repository, Transaction
 
@@ -56,19 +54,6 @@ class IngestOptions:
     strict: bool = False
     max_bytes: int = 100 * MEGABYTE
     message: str | None = None
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the gate said of a candidate."""
-
-    verdict: str
-    passed: bool
-    detail: dict[str, Any] = field(default_factory=dict)
-
-
-Gate = Callable[[str, str], Judgement]
-"""Judges a candidate commit against the commit it would replace."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +168,6 @@ class _Ingest:
         self.settings = self.knowledge_base.settings()
         Analyzer(self.settings.retrieval.language)  # an unknown language is refused before any work
         self.files = self.knowledge_base.working_files()
-        sweep(self.repository)
         head = self._head()
         self.parent = self.knowledge_base.snapshot(head)
         self.embedder: Embedder = self.knowledge_base.embedder(self.settings.embedder)
@@ -192,18 +176,13 @@ class _Ingest:
         self.chunker = Chunker(self.settings.chunker, self.embedder.tokenize, limit=limit)
         if self.options.dry_run:
             return self._build(sources, head, None)
-        work = WORK_PREFIX + secrets.token_hex(6)
-        self.repository.create_branch(work, head)
-        try:
+        with work_branch(self.repository, head) as work:
             transaction = self.repository.transact(work, message="Ingest", allow_empty=True)
             with transaction:
                 result = self._build(sources, head, transaction)
             if not result.changed:
                 return result
             return self._publish(result, work, head, transaction, gate)
-        finally:
-            if any(branch.id == work for branch in self.repository.list_branches(WORK_PREFIX)):
-                self.repository.delete_branch(work)
 
     def _head(self) -> str:
         try:
@@ -261,7 +240,8 @@ class _Ingest:
         result = self._result(
             head, scan, changes, self.parent, snapshot, embedded, work.reused, tuple(parts or ["golden"])
         )
-        transaction.metadata.update(_metadata(result, len(snapshot.paths)))
+        transaction.metadata.update(release_metadata(changes, result.chunks, list(result.changed), snapshot))
+        transaction.metadata.update(embedded=str(embedded), reused=str(work.reused))
         return result
 
     def _accept(self, transaction: Transaction | None) -> Callable[[str, bytes], Document]:
@@ -358,70 +338,23 @@ class _Ingest:
     def _write(
         self, transaction: Transaction, documents: Sequence[Document], changes: DocumentChanges, work: _Work
     ) -> Snapshot:
-        segments = work.kept
-        tables = None
+        manifest = Manifest(embedder=dict(self.embedder.fingerprint), chunker=dict(self.chunker.fingerprint))
+        release = Release(commit="", settings=self.settings, manifest=manifest, prompts=self._prompts())
+        opened = {segment.id: segment for segment in self.parent.segments}
+        draft = IndexDraft(self.knowledge_base, release, [(ref, opened[ref.id]) for ref in work.kept])
         if documents:
             order = list(work.texts)
             done = self.embedder.embed_documents(
                 [work.texts[key] for key in order], lambda n: self.progress("embed", n, len(order))
             )
-            tables = write_segment(documents, work.chunks, work.vectors | dict(zip(order, done, strict=True)))
-            segments = (
-                *segments,
-                SegmentRef(
-                    id=tables.id,
-                    documents=tables.documents,
-                    passages=tables.passages,
-                    bytes=tables.size_bytes,
-                ),
+            draft.add(
+                write_segment(documents, work.chunks, work.vectors | dict(zip(order, done, strict=True)))
             )
-            self._seal(tables)
-            for name, content in tables.tables.items():
-                self._upload(transaction, f"{SEGMENTS_PREFIX}{tables.id}/{name}", content)
         for path in (*changes.deleted, *(old for old, _ in changes.renamed)):
             transaction.delete(DOCUMENTS_PREFIX + path)
-        for ref in self.parent.release.manifest.segments:
-            if all(ref.id != kept.id for kept in segments):
-                transaction.delete_prefix(f"{SEGMENTS_PREFIX}{ref.id}/")
-        snapshot = self._preview(segments, tables)
-        self._upload(transaction, MANIFEST_PATH, canonical_json(snapshot.release.manifest))
+        snapshot, written = write_index(draft, transaction, progress=self.progress)
+        self.bytes_written += written
         self._write_working_files(transaction)
-        return snapshot
-
-    def _seal(self, tables: SegmentFiles) -> None:
-        """Build and check the caches first: a release that cannot be searched is never committed."""
-        self.progress("index", 0, 1)
-        segment = self._segment(tables)
-        if len(segment.passage_hashes):
-            segment.rebuild()
-        self.progress("index", 1, 1)
-
-    def _segment(self, tables: SegmentFiles) -> Segment:
-        language = self.settings.retrieval.language
-        return Segment(
-            tables.id,
-            lambda name: io.BytesIO(tables.tables[name]),
-            self.knowledge_base.cache,
-            language=language,
-        )
-
-    def _preview(self, refs: tuple[SegmentRef, ...], tables: SegmentFiles | None) -> Snapshot:
-        """The new release opened for reading before it is committed: its counts are counted, not computed."""
-        manifest = Manifest(
-            embedder=dict(self.embedder.fingerprint), chunker=dict(self.chunker.fingerprint), segments=refs
-        )
-        opened = {segment.id: segment for segment in self.parent.segments}
-        if tables is not None:
-            opened[tables.id] = self._segment(tables)
-
-        def release(manifest: Manifest) -> Release:
-            return Release(commit="", settings=self.settings, manifest=manifest, prompts=self._prompts())
-
-        snapshot = Snapshot(release(manifest), [opened[ref.id] for ref in refs])
-        counted = manifest.model_copy(
-            update={"documents": len(snapshot.paths), "chunks": snapshot.chunk_count}
-        )
-        snapshot.release = release(counted)
         return snapshot
 
     def _write_working_files(self, transaction: Transaction) -> None:
@@ -434,33 +367,26 @@ class _Ingest:
     def _publish(
         self, result: IngestResult, work: str, head: str, transaction: Transaction, gate: Gate | None
     ) -> IngestResult:
-        judgement = Judgement("NO-GATE", True)
         if gate is not None:
             self.progress("evaluate", 0, None)
-            judgement = gate(work, head)
-        metadata = {**transaction.metadata, "verdict": judgement.verdict}
-        if judgement.passed:
-            commit = publish(
-                self.repository,
-                work,
-                self.options.branch,
-                expected=head,
-                metadata=metadata,
-                message=transaction.message,
-            ).id
-            branch = self.options.branch
-        else:
-            branch = keep_candidate(self.repository, work)
-            commit = self.repository.resolve(branch)
-        seconds = round(time.monotonic() - self.started, 3)
+        landing = land(
+            self.repository,
+            work,
+            self.options.branch,
+            head=head,
+            message=transaction.message,
+            metadata=transaction.metadata,
+            gate=gate,
+            squash=True,
+        )
         return replace(
             result,
-            commit=commit,
-            branch=branch,
-            published=judgement.passed,
-            verdict=judgement.verdict,
-            gate=judgement.detail,
-            seconds=seconds,
+            commit=landing.commit,
+            branch=landing.branch,
+            published=landing.published,
+            verdict=landing.verdict,
+            gate=landing.gate,
+            seconds=round(time.monotonic() - self.started, 3),
         )
 
     def _result(
@@ -548,7 +474,7 @@ def _bury(parent: Snapshot, changes: DocumentChanges) -> tuple[SegmentRef, ...]:
     refs = []
     for ref, segment in zip(parent.release.manifest.segments, parent.segments, strict=True):
         buried = {path for path in segment.documents["path"] if path in dead} | set(ref.tombstones)
-        refs.append(ref.model_copy(update={"tombstones": order_paths(buried)}))
+        refs.append(ref.without(buried))
     return tuple(refs)
 
 
@@ -566,18 +492,3 @@ def _message(changes: DocumentChanges, parts: Iterable[str]) -> str:
     if counts:
         return f"Ingest: {', '.join(counts)} document(s)"
     return f"Change {', '.join(parts) or 'golden questions'}"
-
-
-def _metadata(result: IngestResult, total: int) -> dict[str, str]:
-    documents = result.documents
-    return {
-        "changed": ",".join(result.changed),
-        "documents-added": str(len(documents.added)),
-        "documents-changed": str(len(documents.changed)),
-        "documents-deleted": str(len(documents.deleted)),
-        "documents-renamed": str(len(documents.renamed)),
-        "documents": str(total),
-        "chunks": str(result.chunks["total"]),
-        "embedded": str(result.embedded),
-        "reused": str(result.reused),
-    }

@@ -118,7 +118,10 @@ class MergeConflictError(VersionStoreError):
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = sorted(paths)
         shown = ", ".join(self.paths[:5]) + (" ..." if len(self.paths) > 5 else "")
-        super().__init__(f"Both sides changed {len(self.paths)} path(s): {shown}")
+        super().__init__(
+            f"Both sides changed {len(self.paths)} path(s): {shown}",
+            hint="Say whose version to take: --source-wins or --dest-wins.",
+        )
 
 
 class HeadMovedError(VersionStoreError):
@@ -132,6 +135,24 @@ class HeadMovedError(VersionStoreError):
             hint="Run the command again: it starts from the new head.",
         )
         self.branch, self.expected, self.actual = branch, expected, actual
+
+
+class OutdatedError(VersionStoreError):
+    """What was to be promoted was not made from the release that main serves."""
+
+    exit_code = 1
+
+
+class IncompatibleError(VersionStoreError):
+    """Two releases were chunked or embedded differently and cannot share an index."""
+
+    exit_code = 1
+
+
+class ExpiredError(VersionStoreError):
+    """The release is in the log, but `rag gc` removed its content."""
+
+    exit_code = 2
 
 
 class ProtectedError(VersionStoreError):

@@ -1,65 +1,358 @@
-"""A release's life after it is written: publish, roll back, compare, check, rebuild."""
+"""A release's way onto a branch: publish, merge, promote, roll back.
 
+Everything is prepared on a work branch of its own; the last step moves one ref. Killed before it,
+the branch is where it was and the work branch is swept by the next command that writes.
+"""
+
+import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from knowledge_base.documents import sha256_hex
-from knowledge_base.errors import NoChangesError, NotFoundError, PlumblineError
+from knowledge_base.difference import diff_documents
+from knowledge_base.errors import (
+    CheckFailedError,
+    IncompatibleError,
+    MergeConflictError,
+    NoChangesError,
+    OutdatedError,
+)
 from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.index import IndexDraft, write_index
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
+    INDEX_PREFIX,
     DocumentChanges,
-    Frozen,
+    Release,
+    changed_parts,
     load_release,
-    order_paths,
-    settings_difference,
 )
-from knowledge_base.renames import find_renames
-from knowledge_base.segments import SEGMENTS_PREFIX, TABLES, segment_id
 from knowledge_base.snapshot import Snapshot, count_chunk_changes
-from knowledge_base.version_store import Commit, Repository
+from knowledge_base.version_store import Commit, Repository, Strategy
 
-WORK_PREFIX = "ingest-"
-"""Branches of ingests under way; those of killed ones are swept by the next."""
+WORK_PREFIX = "work-"
+"""Branches of commands under way; those of killed ones are swept by the next."""
 
 CANDIDATE_PREFIX = "candidate-"
 """Branches that a gate kept out of main, for people to look at."""
 
+NO_GATE = "NO-GATE"
+UNEVALUATED = "UNEVALUATED"
 
-def publish(
-    repository: Repository,
-    work: str,
-    branch: str,
-    *,
-    expected: str,
-    metadata: Mapping[str, str],
-    message: str,
-) -> Commit:
-    """Move `branch` to the content of the branch `work` in one commit, then drop `work`.
 
-    Raises:
-        HeadMovedError: `branch` is no longer at `expected`, which `work` was made from.
+@dataclass(frozen=True)
+class Judgement:
+    """What the gate said of a candidate."""
+
+    verdict: str
+    passed: bool
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+Gate = Callable[[str, str], Judgement]
+"""Judges a candidate commit against the commit it would replace."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where a candidate ended: on the branch it was meant for, or kept aside by the gate."""
+
+    commit: str
+    branch: str
+    published: bool
+    verdict: str
+    gate: dict[str, Any] = field(default_factory=dict)
+    documents: DocumentChanges = DocumentChanges()
+    chunks: dict[str, int] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `rag merge --json` and `rag promote --json`."""
+        return {
+            "commit": self.commit,
+            "branch": self.branch,
+            "published": self.published,
+            "documents": self.documents.as_json(),
+            "chunks": self.chunks,
+            "embedded": 0,
+            "changed": list(self.changed),
+            "verdict": self.verdict,
+            "gate": self.gate,
+        }
+
+
+@contextmanager
+def work_branch(repository: Repository, head: str) -> Iterator[str]:
+    """A branch from `head` that is gone at the end, however the block ends; sweeps older ones.
+
+    The caller holds the writer lock.
     """
-    commit = repository.merge(work, branch, message=message, metadata=metadata, squash=True, if_head=expected)
-    repository.delete_branch(work)
-    return commit
-
-
-def keep_candidate(repository: Repository, work: str) -> str:
-    """Keep what the gate refused under a name of its own; returns the branch name."""
-    commit = repository.resolve(work)
-    name = f"{CANDIDATE_PREFIX}{commit[:8]}"
-    repository.create_branch(name, commit)
-    repository.delete_branch(work)
-    return name
+    sweep(repository)
+    work = WORK_PREFIX + secrets.token_hex(6)
+    repository.create_branch(work, head)
+    try:
+        yield work
+    finally:
+        if any(branch.id == work for branch in repository.list_branches(WORK_PREFIX)):
+            repository.delete_branch(work)
 
 
 def sweep(repository: Repository) -> int:
-    """Drop the branches of ingests that were killed; the caller holds the writer lock."""
+    """Drop the branches of commands that were killed; the caller holds the writer lock."""
     stale = repository.list_branches(WORK_PREFIX)
     for branch in stale:
         repository.delete_branch(branch.id)
     return len(stale)
+
+
+def land(
+    repository: Repository,
+    work: str,
+    branch: str,
+    *,
+    head: str,
+    message: str,
+    metadata: Mapping[str, str],
+    gate: Gate | None,
+    squash: bool,
+    keep: bool = True,
+) -> Landing:
+    """Judge `work`, made from `head`, and move `branch` to its content in one commit.
+
+    What the gate refuses is kept on a branch of its own, unless `keep` is false.
+
+    Raises:
+        HeadMovedError: `branch` is no longer at `head`; nothing moved.
+    """
+    judgement = Judgement(NO_GATE if branch == MAIN else UNEVALUATED, True)
+    if gate is not None:
+        judgement = gate(repository.resolve(work), head)
+    if not judgement.passed:
+        commit = repository.resolve(work)
+        branch = f"{CANDIDATE_PREFIX}{commit[:8]}" if keep else work
+        if keep:
+            repository.create_branch(branch, commit)
+    else:
+        commit = repository.merge(
+            work,
+            branch,
+            message=message,
+            metadata={**metadata, "verdict": judgement.verdict},
+            squash=squash,
+            if_head=head,
+        ).id
+    return Landing(commit, branch, judgement.passed, judgement.verdict, judgement.detail)
+
+
+def merge(
+    knowledge_base: KnowledgeBase,
+    source: str,
+    branch: str = MAIN,
+    *,
+    strategy: Strategy | None = None,
+    gate: Gate | None = None,
+    message: str | None = None,
+) -> Landing:
+    """Bring what `source` changed into `branch`: documents, settings, prompts, and their index.
+
+    A document changed on one side comes with the chunks and vectors it has there: nothing is embedded.
+
+    Raises:
+        MergeConflictError: Both sides changed the same files and no `strategy` says who wins.
+        IncompatibleError: The two were chunked or embedded differently.
+        NoChangesError: `branch` holds all of `source` already.
+        NotFoundError: No such branch or ref.
+        LockedError: Another command is writing.
+    """
+    repository = knowledge_base.repository
+    with knowledge_base.writing():
+        head = repository.get_branch(branch).commit_id
+        theirs = repository.resolve(source)
+        base = repository.find_merge_base(theirs, head)
+        if base == theirs:
+            raise NoChangesError(f"{branch!r} holds all of {source!r} already.", hint="Nothing to merge.")
+        _refuse_conflicts(repository, head, theirs, strategy)
+        text = message or f"Merge {source} into {branch}"
+        with work_branch(repository, head) as work:
+            # The index conflicts by nature and is put together below.
+            repository.merge(theirs, work, message=text, strategy=strategy or "dest-wins")
+            if base != head:
+                _merge_index(knowledge_base, head, theirs, work)
+            return _describe_and_land(knowledge_base, work, branch, head, text, gate)
+
+
+def _refuse_conflicts(repository: Repository, head: str, theirs: str, strategy: Strategy | None) -> None:
+    paths = [
+        change.path
+        for change in repository.diff(head, theirs)
+        if change.type == "conflict" and not change.path.startswith(INDEX_PREFIX)
+    ]
+    if paths and strategy is None:
+        raise MergeConflictError(paths)
+
+
+def _merge_index(knowledge_base: KnowledgeBase, head: str, theirs: str, work: str) -> None:
+    """Give the merged tree its index: each document from the side whose version it holds."""
+    repository = knowledge_base.repository
+    ours, other = knowledge_base.snapshot(head), knowledge_base.snapshot(theirs)
+    mine, yours = ours.release.manifest, other.release.manifest
+    if mine.segments and yours.segments and (mine.embedder, mine.chunker) != (yours.embedder, yours.chunker):
+        raise IncompatibleError(
+            "The two sides were chunked or embedded differently.",
+            hint="Give both the same plumbline.toml: `rag ingest --branch NAME` embeds a branch anew from "
+            "its stored documents. Then merge.",
+        )
+    merged = load_release(repository, work)
+    transaction = repository.transact(work, message="Index of the merge", allow_empty=True)
+    with transaction:
+        place = {path: ours.segment_of(path) for path in ours.paths}
+        for change in repository.diff(head, merged.commit, type="two_dot", prefix=DOCUMENTS_PREFIX):
+            path = change.path.removeprefix(DOCUMENTS_PREFIX)
+            if change.type == "removed":
+                del place[path]
+            else:
+                place[path] = other.segment_of(path)
+        manifest = (mine if mine.segments else yours).model_copy(update={"segments": ()})
+        release = merged.model_copy(update={"manifest": manifest})
+        draft = IndexDraft(knowledge_base, release, [])
+        for snapshot in (ours, other):
+            known = {ref.id for ref, _ in draft.segments}
+            refs = snapshot.release.manifest.segments
+            for ref, segment in zip(refs, snapshot.segments, strict=True):
+                if ref.id not in known:
+                    dead = [path for path in segment.documents["path"] if place.get(path) != ref.id]
+                    draft.segments.append((ref.without(dead), segment))
+        write_index(draft, transaction)
+
+
+def promote(
+    knowledge_base: KnowledgeBase,
+    ref: str,
+    *,
+    gate: Gate | None = None,
+    message: str | None = None,
+) -> Landing:
+    """Make `ref`, which was made from the release that main serves, the next release of main.
+
+    Raises:
+        OutdatedError: main has moved since `ref` was made from it.
+        CheckFailedError: The gate refuses; nothing moved.
+        NoChangesError: main holds all of `ref` already.
+        NotFoundError: There is no such ref.
+        LockedError: Another command is writing.
+    """
+    repository = knowledge_base.repository
+    with knowledge_base.writing():
+        sweep(repository)
+        head, candidate = repository.resolve(MAIN), repository.resolve(ref)
+        base = repository.find_merge_base(candidate, head)
+        if base == candidate:
+            raise NoChangesError(f"main holds all of {ref!r} already.", hint="Nothing to promote.")
+        if base != head:
+            raise OutdatedError(
+                f"main has moved since {ref!r} was made from {base[:12]}.",
+                hint=f"Evaluate it with what is new: `rag merge main --into {ref}`, then promote it again.",
+            )
+        landing = _describe_and_land(
+            knowledge_base, candidate, MAIN, head, message or f"Promote {ref}", gate, keep=False
+        )
+        if not landing.published:
+            reasons = "; ".join(landing.gate.get("reasons", [])) or landing.verdict
+            raise CheckFailedError(f"The gate refuses {ref!r}: {reasons}.", hint="Nothing moved.")
+        if ref.startswith(CANDIDATE_PREFIX):
+            repository.delete_branch(ref)
+        return landing
+
+
+def _describe_and_land(
+    knowledge_base: KnowledgeBase,
+    work: str,
+    branch: str,
+    head: str,
+    message: str,
+    gate: Gate | None,
+    *,
+    keep: bool = True,
+) -> Landing:
+    repository = knowledge_base.repository
+    before, after = knowledge_base.snapshot(head), knowledge_base.snapshot(work)
+    documents = diff_documents(repository, head, after.release.commit)
+    chunks = count_chunk_changes(before, after)
+    changed = difference_in_parts(before.release, after.release, bool(documents))
+    metadata = release_metadata(documents, chunks, changed, after)
+    landing = land(
+        repository,
+        work,
+        branch,
+        head=head,
+        message=message,
+        metadata=metadata,
+        gate=gate,
+        squash=False,
+        keep=keep,
+    )
+    return replace(landing, documents=documents, chunks=chunks, changed=tuple(changed))
+
+
+def difference_in_parts(before: Release, after: Release, corpus: bool) -> list[str]:
+    """Which of corpus, chunker, embedder, prompt, retrieval and model differ between two releases."""
+    built = bool(before.manifest.segments and after.manifest.segments)
+    return changed_parts(
+        before,
+        after.settings,
+        after.prompts,
+        corpus=corpus,
+        chunker=built and before.manifest.chunker != after.manifest.chunker,
+        embedder=built and before.manifest.embedder != after.manifest.embedder,
+    )
+
+
+def release_metadata(
+    documents: DocumentChanges, chunks: Mapping[str, int], changed: list[str], after: Snapshot
+) -> dict[str, str]:
+    """What the log shows of a release, as commit metadata."""
+    return {
+        "changed": ",".join(changed),
+        "documents-added": str(len(documents.added)),
+        "documents-changed": str(len(documents.changed)),
+        "documents-deleted": str(len(documents.deleted)),
+        "documents-renamed": str(len(documents.renamed)),
+        "documents": str(len(after.paths)),
+        "chunks-added": str(chunks["added"]),
+        "chunks-removed": str(chunks["removed"]),
+        "chunks": str(chunks["total"]),
+    }
+
+
+def compact(knowledge_base: KnowledgeBase, branch: str = MAIN, *, everything: bool = False) -> Commit:
+    """Merge segments as after an ingest, or with `everything` all of them into one; embeds nothing.
+
+    The release answers as before and keeps its verdict.
+
+    Raises:
+        NoChangesError: The segments are in shape.
+        LockedError: Another command is writing.
+    """
+    repository = knowledge_base.repository
+    with knowledge_base.writing():
+        sweep(repository)
+        head = repository.get_branch(branch).commit_id
+        snapshot = knowledge_base.snapshot(head)
+        count = len(snapshot.segments)
+        segments = list(zip(snapshot.release.manifest.segments, snapshot.segments, strict=True))
+        draft = IndexDraft(knowledge_base, snapshot.release, segments)
+        dead = sum(not live for live in snapshot.live)
+        known = dict(repository.get_commit(head).metadata)
+        known = {key: value for key, value in known.items() if key in ("documents", "chunks", "verdict")}
+        transaction = repository.transact(
+            branch, message="Compact", metadata={**known, "changed": "compaction"}, if_head=head
+        )
+        with transaction:
+            write_index(draft, transaction, everything=everything and (count > 1 or dead > 0))
+            transaction.message = f"Compact {count} segment(s) into {len(draft.segments)}"
+        assert transaction.commit is not None  # the transaction raises NoChangesError otherwise
+        return transaction.commit
 
 
 def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: str = MAIN) -> Commit:
@@ -97,158 +390,3 @@ def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: s
         if transaction.commit is None:  # pragma: no cover - the transaction would have raised
             raise NoChangesError(f"{branch!r} already has the content of {target[:12]}.")
         return transaction.commit
-
-
-# -- comparing ---------------------------------------------------------------------------------
-
-
-class ReleaseDifference(Frozen):
-    """What changed from one release to another."""
-
-    documents: DocumentChanges
-    chunks: dict[str, int]
-    settings: dict[str, dict[str, object]]
-
-
-def diff_documents(repository: Repository, left: str, right: str) -> DocumentChanges:
-    """Documents added, changed, deleted and renamed from `left` to `right`, as `git diff -M` tells them."""
-    changes: dict[str, list[str]] = {"added": [], "removed": [], "changed": []}
-    for change in repository.diff(left, right, type="two_dot", prefix=DOCUMENTS_PREFIX):
-        changes[change.type].append(change.path)
-
-    def read_old(path: str) -> bytes:
-        return repository.get_object(left, path)
-
-    def read_new(path: str) -> bytes:
-        return repository.get_object(right, path)
-
-    renamed = find_renames(
-        {path: sha256_hex(read_old(path)) for path in changes["removed"]},
-        {path: sha256_hex(read_new(path)) for path in changes["added"]},
-        read_old,
-        read_new,
-    )
-    return document_changes(
-        changes["added"], changes["changed"], changes["removed"], renamed, strip=DOCUMENTS_PREFIX
-    )
-
-
-def document_changes(
-    added: list[str],
-    changed: list[str],
-    deleted: list[str],
-    renamed: list[tuple[str, str]],
-    *,
-    strip: str = "",
-) -> DocumentChanges:
-    """Sort paths into a DocumentChanges: what was renamed is neither added nor deleted."""
-    old = {pair[0] for pair in renamed}
-    new = {pair[1] for pair in renamed}
-
-    def clean(path: str) -> str:
-        return path.removeprefix(strip)
-
-    return DocumentChanges(
-        added=order_paths(clean(path) for path in added if path not in new),
-        changed=order_paths(map(clean, changed)),
-        deleted=order_paths(clean(path) for path in deleted if path not in old),
-        renamed=tuple((clean(before), clean(after)) for before, after in renamed),
-    )
-
-
-def diff_releases(knowledge_base: KnowledgeBase, left: str, right: str) -> ReleaseDifference:
-    """What changed from ref `left` to ref `right`. Raises NotFoundError, DamagedError."""
-    repository = knowledge_base.repository
-    left, right = repository.resolve(left), repository.resolve(right)
-    before, after = knowledge_base.snapshot(left), knowledge_base.snapshot(right)
-    return ReleaseDifference(
-        documents=diff_documents(repository, left, right),
-        chunks=count_chunk_changes(before, after),
-        settings=settings_difference(before.release, after.release),
-    )
-
-
-# -- checking ----------------------------------------------------------------------------------
-
-
-class Problem(Frozen):
-    """Something fsck found: `where` names a commit, segment or file."""
-
-    where: str
-    what: str
-
-
-def fsck(
-    knowledge_base: KnowledgeBase, *, progress: Callable[[str], None] = lambda _: None
-) -> Iterator[Problem]:
-    """Check the repository, every release that a branch or tag reaches, and the caches of main.
-
-    Yields a Problem for everything damaged; a missing cache is no problem, it is rebuilt on use.
-    """
-    repository = knowledge_base.repository
-    progress("repository objects")
-    broken = False
-    for fault in repository.verify():
-        broken = True
-        yield Problem(where="repository", what=fault)
-    if broken:
-        return  # what follows would only repeat it
-    checked: set[str] = set()
-    refs = [branch.id for branch in repository.list_branches()] + [tag.id for tag in repository.list_tags()]
-    for commit in {commit.id: commit for ref in refs for commit in repository.log(ref)}.values():
-        progress(f"release {commit.id[:12]}")
-        yield from _check_release(knowledge_base, commit.id, checked)
-    progress("caches of main")
-    with suppress(NotFoundError):
-        snapshot = knowledge_base.snapshot(MAIN)
-        for segment in snapshot.segments:
-            if (knowledge_base.cache / segment.id).exists() and (torn := segment.check_cache()):
-                yield Problem(
-                    where=f"cache/{segment.id}", what=f"{torn}; it is rebuilt on use or by `rag rebuild`"
-                )
-
-
-def _check_release(knowledge_base: KnowledgeBase, commit: str, checked: set[str]) -> Iterator[Problem]:
-    repository = knowledge_base.repository
-    try:
-        release = load_release(repository, commit)
-        for ref in release.manifest.segments:
-            if ref.id in checked:
-                continue
-            checked.add(ref.id)
-            tables = {
-                name: repository.get_object(commit, f"{SEGMENTS_PREFIX}{ref.id}/{name}") for name in TABLES
-            }
-            if segment_id(tables) != ref.id:
-                yield Problem(where=f"segment {ref.id}", what="its content does not match its id")
-        if release.manifest.segments:
-            yield from _check_snapshot(repository, knowledge_base.snapshot(commit))
-    except PlumblineError as error:
-        yield Problem(where=f"release {commit[:12]}", what=error.message)
-
-
-def _check_snapshot(repository: Repository, snapshot: Snapshot) -> Iterator[Problem]:
-    commit, manifest = snapshot.release.commit, snapshot.release.manifest
-    stored = {
-        item.path.removeprefix(DOCUMENTS_PREFIX)
-        for item in repository.list_objects(commit, prefix=DOCUMENTS_PREFIX)
-    }
-    for path in sorted(stored.symmetric_difference(snapshot.paths)):
-        yield Problem(where=f"release {commit[:12]}", what=f"document {path!r} is not in both tree and index")
-    if (len(snapshot.paths), snapshot.chunk_count) != (manifest.documents, manifest.chunks):
-        yield Problem(where=f"release {commit[:12]}", what="the manifest's counts are wrong")
-
-
-def rebuild(knowledge_base: KnowledgeBase, ref: str = MAIN) -> int:
-    """Build the caches of a release anew from its parquet; returns how many passages, none embedded.
-
-    Raises:
-        DamagedError: A segment of the release cannot be read.
-        LockedError: Another command is writing.
-    """
-    with knowledge_base.writing():
-        snapshot = knowledge_base.snapshot(ref)
-        for segment in snapshot.segments:
-            segment.rebuild()
-        snapshot.close()
-        return sum(len(segment.passage_hashes) for segment in snapshot.segments)

@@ -17,6 +17,7 @@ MANIFEST_PATH = "index/manifest.json"
 DOCUMENTS_PREFIX = "documents/"
 PROMPTS_PREFIX = "prompts/"
 GOLDEN_PREFIX = "golden/"
+INDEX_PREFIX = "index/"
 
 Fingerprint = Mapping[str, str | int | float | bool]
 """What decides a result, as flat canonical values; two of them are equal or the results may differ."""
@@ -96,6 +97,10 @@ class SegmentRef(Frozen):
     passages: int
     bytes: int
     tombstones: tuple[str, ...] = ()
+
+    def without(self, paths: Iterable[str]) -> "SegmentRef":
+        """The same segment with other tombstones."""
+        return self.model_copy(update={"tombstones": order_paths(set(paths))})
 
 
 class Manifest(Frozen):

@@ -23,19 +23,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from knowledge_base.chroma_index import DATABASE, build_chroma, check_database, open_chroma, seal_database
 from knowledge_base.documents import Chunk, Document, sha256_hex
-from knowledge_base.durable import disk_errors, publish_folder, remove_folder
+from knowledge_base.durable import disk_errors, exclusive_lock, publish_folder, remove_folder
 from knowledge_base.errors import DamagedError
 from knowledge_base.lexical import Postings, write_postings
-from knowledge_base.release import Manifest
+from knowledge_base.release import Manifest, canonical_json
 
 TABLES = ("documents.parquet", "chunks.parquet", "passages.parquet")
 SEGMENTS_PREFIX = "index/segments/"
-_COLLECTION = "passages"
-_CHROMA_DATABASE = "chroma.sqlite3"  # opening a collection rewrites it, so it cannot be sealed by its hash
 _SEAL = "seal.json"
-_EXHAUSTIVE = 5000
-_ADD_BATCH = 5000
+_REBUILD_SECONDS = 600.0
+_NOWHERE = -1  # in the column `document` of a passage that carries its own text
 
 OpenTable = Callable[[str], BinaryIO]
 """Opens one of TABLES of one segment for reading."""
@@ -57,9 +56,15 @@ class SegmentFiles:
 
 
 def write_segment(
-    documents: Sequence[Document], chunks: Sequence[Chunk], vectors: Mapping[str, NDArray[Any]]
+    documents: Sequence[Document],
+    chunks: Sequence[Chunk],
+    vectors: Mapping[str, NDArray[Any]],
+    texts: Mapping[str, str] | None = None,
 ) -> SegmentFiles:
-    """Lay out a segment; `vectors` maps the text hash of each new passage to its vector.
+    """Lay out a segment; `vectors` maps the text hash of each of its passages to its vector.
+
+    `texts` has those passages that no chunk of this segment shows: the document they came from is
+    gone, but one of another segment repeats them.
 
     Vectors are stored as float16: against float32 the cosine changes by less than 1e-6, far below
     the 5e-3 of int8 weights, at half the bytes.
@@ -69,6 +74,10 @@ def write_segment(
     for chunk in chunks:
         if chunk.text_hash in vectors:
             first.setdefault(chunk.text_hash, chunk)
+    spans = [(rows[chunk.path], chunk.start, chunk.end, "") for chunk in first.values()]
+    loose = {key: text for key, text in (texts or {}).items() if key not in first}
+    spans += [(_NOWHERE, 0, 0, text) for text in loose.values()]
+    passages = [*first, *loose]
     tables = {
         "documents.parquet": _parquet(
             {
@@ -91,16 +100,17 @@ def write_segment(
         ),
         "passages.parquet": _parquet(
             {
-                "text_hash": [bytes.fromhex(key) for key in first],
-                "document": np.array([rows[chunk.path] for chunk in first.values()], np.int32),
-                "start": np.array([chunk.start for chunk in first.values()], np.int32),
-                "end": np.array([chunk.end for chunk in first.values()], np.int32),
-                "vector": [np.asarray(vectors[key], "<f2").tobytes() for key in first],
+                "text_hash": [bytes.fromhex(key) for key in passages],
+                "document": np.array([span[0] for span in spans], np.int32),
+                "start": np.array([span[1] for span in spans], np.int32),
+                "end": np.array([span[2] for span in spans], np.int32),
+                "text": [span[3] for span in spans],
+                "vector": [np.asarray(vectors[key], "<f2").tobytes() for key in passages],
             }
         ),
     }
     names = json.dumps({name: sha256_hex(content) for name, content in tables.items()}, sort_keys=True)
-    return SegmentFiles(sha256_hex(names.encode())[:32], tables, len(documents), len(first))
+    return SegmentFiles(sha256_hex(names.encode())[:32], tables, len(documents), len(passages))
 
 
 def segment_id(tables: Mapping[str, bytes]) -> str:
@@ -141,16 +151,23 @@ def _parquet(columns: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass
+class _Caches:
+    vectors: NDArray[np.float16]
+    postings: Postings
+    client: Any = None
+    collection: Any = None
+
+
 class Segment:
     """One segment opened for reading: tables on demand, caches checked or rebuilt when first used."""
 
     def __init__(self, id: str, open_table: OpenTable, cache: Path, *, language: str) -> None:
         self.id = id
-        self._open_table = open_table
+        self.open_table = open_table
         self._folder = cache / id
         self._language = language
-        self._collection: Any = None
-        self._client: Any = None
+        self._caches: _Caches | None = None
         self._opening = threading.Lock()
 
     # -- truth -------------------------------------------------------------------------------
@@ -161,7 +178,7 @@ class Segment:
         import pyarrow.parquet
 
         try:
-            with self._open_table(name) as file:
+            with self.open_table(name) as file:
                 # read_table() would import pyarrow.dataset, which takes longer than reading.
                 return pyarrow.parquet.ParquetFile(pyarrow.PythonFile(file, mode="r")).read(list(columns))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -196,12 +213,12 @@ class Segment:
 
     def passage_texts(self) -> list[str]:
         """Text of each passage, in row order."""
-        table = self.table("passages.parquet", ["document", "start", "end"])
+        table = self.table("passages.parquet", ["document", "start", "end", "text"])
         texts = self.texts.to_pylist()
-        rows = zip(
-            table["document"].to_pylist(), table["start"].to_pylist(), table["end"].to_pylist(), strict=True
-        )
-        return [texts[document][start:end] for document, start, end in rows]
+        rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+        return [
+            own if document == _NOWHERE else texts[document][start:end] for document, start, end, own in rows
+        ]
 
     def read_vectors(self) -> NDArray[np.float16]:
         """Vectors from the truth, shape (passages, dimension)."""
@@ -215,44 +232,60 @@ class Segment:
 
     # -- caches ------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def vectors(self) -> NDArray[np.float16]:
         """Vectors, memory mapped from the cache, shape (passages, dimension)."""
-        self._ensure()
-        return np.load(self._folder / "vectors.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        return self._opened().vectors
 
-    @cached_property
+    @property
     def postings(self) -> Postings:
         """BM25 postings of the passages."""
-        self._ensure()
-        return Postings(self._folder / f"lexical-{self._language}")
+        return self._opened().postings
 
     def nearest(self, query: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """Rows of the `count` passages nearest to `query` by Chroma, best first."""
         if not len(self.passage_hashes):
             return np.empty(0, np.int64)
-        self._ensure()
         count = min(count, len(self.passage_hashes))
-        found = self._collection.query(query_embeddings=query.reshape(1, -1), n_results=count, include=[])
+        collection = self._opened(with_chroma=True).collection
+        found = collection.query(query_embeddings=query.reshape(1, -1), n_results=count, include=[])
         return np.array([int(row) for row in found["ids"][0]], np.int64)
 
-    def _ensure(self) -> None:
-        """Open the caches, rebuilding what is missing or fails its seal."""
+    def _opened(self, *, with_chroma: bool = False) -> "_Caches":
+        """The caches, checked and if need be rebuilt when first used."""
+        caches = self._caches
+        if caches is not None and (caches.collection is not None or not with_chroma):
+            return caches
         with self._opening:
-            if self._collection is not None or not len(self.passage_hashes):
-                return
-            if self.check_cache():
-                self.rebuild()
-            self._open_collection()
+            try:
+                if self._caches is None and self.check_cache():
+                    self._restore()
+                return self._open_caches(with_chroma)
+            except (DamagedError, OSError, ValueError):
+                # Swapped by another process between the check and the opening, or Chroma refuses it.
+                self._restore()
+                return self._open_caches(with_chroma)
 
-    def _open_collection(self) -> None:
-        self._client, self._collection = _open_chroma(self._folder / "chroma", self._folder)
+    def _open_caches(self, with_chroma: bool) -> "_Caches":
+        if self._caches is None:
+            vectors = np.load(self._folder / "vectors.npy", mmap_mode="r")
+            self._caches = _Caches(vectors, Postings(self._folder / f"lexical-{self._language}"))
+        if with_chroma and self._caches.collection is None:
+            self._caches.client, self._caches.collection = open_chroma(self._folder / "chroma")
+        return self._caches
+
+    def _restore(self) -> None:
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        # Two processes may find the same damage: the second one finds it mended.
+        with exclusive_lock(self._folder.parent / ".rebuilding", wait_seconds=_REBUILD_SECONDS):
+            if self.check_cache() or self._caches is not None:
+                self.rebuild()
 
     def close(self) -> None:
         """Release the Chroma collection's files and memory."""
-        if self._client is not None:
-            self._client.close()
-        self._client = self._collection = None
+        if self._caches is not None and self._caches.client is not None:
+            self._caches.client.close()
+        self._caches = None
 
     def check_cache(self) -> str | None:
         """What is wrong with the caches, None when every sealed file is as it was written.
@@ -262,6 +295,8 @@ class Segment:
         try:
             seal = json.loads((self._folder / _SEAL).read_bytes())
             sealed = seal["files"]
+            if seal["sha256"] != _seal_hash(seal):
+                return f"{_SEAL} has changed"
             if (
                 seal["passages"] != len(self.passage_hashes)
                 or f"lexical-{self._language}/rows.npy" not in sealed
@@ -270,7 +305,7 @@ class Segment:
             for name, digest in sealed.items():
                 if sha256_hex((self._folder / name).read_bytes()) != digest:
                     return f"{name} has changed"
-            return _check_database(self._folder / "chroma" / _CHROMA_DATABASE, seal["passages"])
+            return check_database(self._folder / "chroma" / DATABASE, seal["database"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"the cache is missing or unreadable ({type(error).__name__})"
 
@@ -282,6 +317,8 @@ class Segment:
             StorageError: The disk refused.
         """
         self.close()
+        if not len(self.passage_hashes):
+            return
         with disk_errors(str(self._folder)):
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{self.id}-", dir=self._folder.parent))
@@ -290,7 +327,7 @@ class Segment:
                 vectors = self.read_vectors()
                 np.save(temporary / "vectors.npy", vectors)
                 write_postings(temporary / f"lexical-{self._language}", self.passage_texts(), self._language)
-                _build_chroma(temporary / "chroma", vectors)
+                build_chroma(temporary / "chroma", vectors)
                 _seal(temporary, len(vectors))
             _retire(self._folder)
             publish_folder(temporary, self._folder)
@@ -308,84 +345,19 @@ def _column(table: Any, name: str) -> NDArray[Any]:
     return np.frombuffer(column.buffers()[1], np.int32, len(column), column.offset * 4)
 
 
-def _open_chroma(folder: Path, what: Path) -> tuple[Any, Any]:
-    import chromadb
-    from chromadb.errors import ChromaError
-
-    try:
-        client = chromadb.PersistentClient(
-            str(folder), settings=chromadb.Settings(anonymized_telemetry=False)
-        )
-        return client, client.get_collection(_COLLECTION, embedding_function=None)
-    except (ChromaError, OSError, ValueError) as error:
-        raise DamagedError(f"Chroma cannot open {what}: {error}.", hint="Run `rag rebuild`.") from error
-
-
-def _build_chroma(folder: Path, vectors: NDArray[np.float16]) -> None:
-    """One sealed collection of inner products; row numbers are the ids.
-
-    `ef_search` reaches every row of a segment of up to 5,000 passages and stays there above: at
-    20,000 passages it finds the exact top 100 in 8 ms. Chroma builds a different graph each time,
-    and only a search this thorough gives the same answer from all of them.
-    """
-    import chromadb
-
-    client = chromadb.PersistentClient(str(folder), settings=chromadb.Settings(anonymized_telemetry=False))
-    collection = client.create_collection(
-        _COLLECTION,
-        embedding_function=None,
-        configuration={
-            "hnsw": {
-                "space": "ip",
-                "ef_construction": 200,
-                "max_neighbors": 16,
-                "ef_search": max(100, min(len(vectors), _EXHAUSTIVE)),
-                # Flushed once, when all rows are in: each flush is a moment a crash can tear.
-                "sync_threshold": max(2, len(vectors)),
-                "batch_size": max(2, min(100, len(vectors))),
-            }
-        },
-    )
-    wide = vectors.astype(np.float32)
-    for start in range(0, len(wide), _ADD_BATCH):
-        rows = range(start, min(start + _ADD_BATCH, len(wide)))
-        collection.add(ids=[str(row) for row in rows], embeddings=wide[start : rows.stop])
-    probes = np.linspace(0, len(wide) - 1, min(8, len(wide)), dtype=int)
-    found = collection.query(query_embeddings=wide[probes], n_results=1, include=["distances"])
-    client.close()
-    # Equal vectors may stand in for each other; what counts is that each probe finds itself or its twin.
-    twins = [float(wide[int(ids[0])] @ wide[row]) for ids, row in zip(found["ids"], probes, strict=True)]
-    if any(twin < 0.999 * float(wide[row] @ wide[row]) for twin, row in zip(twins, probes, strict=True)):
-        raise DamagedError(
-            "Chroma did not give back the vectors it was given.", hint="Run the command again."
-        )
-
-
 def _seal(folder: Path, passages: int) -> None:
     files = {
         path.relative_to(folder).as_posix(): sha256_hex(path.read_bytes())
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(_CHROMA_DATABASE)
+        if path.is_file() and path.name != DATABASE
     }
-    (folder / _SEAL).write_text(json.dumps({"passages": passages, "files": files}, sort_keys=True))
+    database = seal_database(folder / "chroma" / DATABASE)
+    seal = {"passages": passages, "files": files, "database": database}
+    (folder / _SEAL).write_bytes(canonical_json({**seal, "sha256": _seal_hash(seal)}))
 
 
-def _check_database(path: Path, passages: int) -> str | None:
-    """Chroma's own table must be whole and count what was put in; read without changing it."""
-    import sqlite3
-
-    if not path.exists():
-        return f"{path.name} is missing"
-    try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
-            count = connection.execute("select count(*) from embeddings").fetchone()[0]
-            names = connection.execute("select name from collections").fetchall()
-    except sqlite3.Error as error:
-        return f"{path.name}: {error}"
-    finally:
-        if "connection" in locals():
-            connection.close()
-    return None if count == passages and names == [(_COLLECTION,)] else f"{path.name} counts {count} rows"
+def _seal_hash(seal: Mapping[str, Any]) -> str:
+    return sha256_hex(canonical_json({key: value for key, value in seal.items() if key != "sha256"}))
 
 
 def _retire(folder: Path) -> None:

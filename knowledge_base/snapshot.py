@@ -109,6 +109,10 @@ class Snapshot:
         title: str = self.segments[number].documents["title"][row]
         return title
 
+    def segment_of(self, path: str) -> str:
+        """Id of the segment that holds a document. Raises NotFoundError."""
+        return self.segments[self._locate(path)[0]].id
+
     def placed(self) -> set[tuple[str, str]]:
         """(path, segment id) of every live document: equal in two releases means equal chunks."""
         return {(path, self.segments[number].id) for path, (number, _) in self._place.items()}
@@ -140,6 +144,25 @@ class Snapshot:
             chunk_id(self.paths[rank], int(start), int(end), bytes(digest).ljust(32, b"\0").hex())
             for rank, start, end, digest in rows
         }
+
+    def chunks_in(self, paths: Collection[str]) -> list[Chunk]:
+        """The chunks of some documents, by path and position."""
+        columns = self._chunks
+        wanted = np.fromiter((path in paths for path in self.paths), bool, len(self.paths))
+        rows = np.flatnonzero(wanted[columns["rank"]]) if len(wanted) else np.empty(0, np.int64)
+        order = np.lexsort((columns["end"][rows], columns["start"][rows], columns["rank"][rows]))
+        return [self._chunk(int(row)) for row in rows[order]]
+
+    # -- what each segment still gives -----------------------------------------------------------
+
+    def live_documents(self, number: int) -> list[str]:
+        """Paths whose document of this release lies in segment `number`."""
+        return [path for path, (here, _) in self._place.items() if here == number]
+
+    def live_passages(self, number: int) -> NDArray[np.int64]:
+        """Rows of segment `number` whose text is part of this release."""
+        found: NDArray[np.int64] = np.flatnonzero(self.live[self._starts[number] : self._starts[number + 1]])
+        return found
 
     def _chunk(self, row: int) -> Chunk:
         columns = self._chunks

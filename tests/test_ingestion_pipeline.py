@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from ingestion.pipeline import Gate, IngestOptions, IngestResult, Judgement, ingest
+from ingestion.pipeline import IngestOptions, IngestResult, ingest
 from ingestion.sources import list_sources
+from knowledge_base.difference import diff_releases
 from knowledge_base.errors import CheckFailedError, LockedError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import diff_releases, fsck, rollback
+from knowledge_base.integrity import fsck
+from knowledge_base.lifecycle import Gate, Judgement, rollback
 from rag.engine import Engine
 
 

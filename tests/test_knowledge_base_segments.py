@@ -8,7 +8,7 @@ from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.errors import DamagedError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import fsck, rebuild
+from knowledge_base.integrity import fsck, rebuild
 from knowledge_base.segments import TABLES, segment_id
 from rag.engine import Engine
 
@@ -72,6 +72,14 @@ def test_an_unsealed_leftover_is_rebuilt(knowledge_base: KnowledgeBase) -> None:
     (cache(knowledge_base) / "seal.json").unlink()
     assert ranking(knowledge_base) == before
     assert (cache(knowledge_base) / "seal.json").exists()
+
+
+def test_a_whole_cache_is_opened_time_and_again_without_rebuilding(knowledge_base: KnowledgeBase) -> None:
+    built = cache(knowledge_base).stat().st_ino
+    for _ in range(5):
+        ranking(knowledge_base)
+    assert cache(knowledge_base).stat().st_ino == built
+    assert not list(fsck(knowledge_base))
 
 
 def test_a_segments_id_is_the_hash_of_its_tables(knowledge_base: KnowledgeBase) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from ingestion.pipeline import IngestOptions, IngestResult, ingest
 from ingestion.sources import list_sources
+from knowledge_base.difference import diff_releases
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import diff_releases
 
 DATA = Path(os.environ.get("PLUMBLINE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DAPR = DATA / "docs_dapr_A"

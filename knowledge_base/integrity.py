@@ -1,0 +1,94 @@
+"""Is everything stored still what it was: fsck, and rebuilding the caches."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from knowledge_base.errors import NotFoundError, PlumblineError
+from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.release import DOCUMENTS_PREFIX, Frozen, load_release
+from knowledge_base.segments import SEGMENTS_PREFIX, TABLES, segment_id
+from knowledge_base.snapshot import Snapshot
+from knowledge_base.version_store import Repository
+
+
+class Problem(Frozen):
+    """Something fsck found: `where` names a commit, segment or file."""
+
+    where: str
+    what: str
+
+
+def fsck(
+    knowledge_base: KnowledgeBase, *, progress: Callable[[str], None] = lambda _: None
+) -> Iterator[Problem]:
+    """Check the repository, every release that a branch or tag reaches, and the caches of main.
+
+    Yields a Problem for everything damaged; a missing cache is no problem, it is rebuilt on use.
+    """
+    repository = knowledge_base.repository
+    progress("repository objects")
+    broken = False
+    for fault in repository.verify():
+        broken = True
+        yield Problem(where="repository", what=fault)
+    if broken:
+        return  # what follows would only repeat it
+    checked: set[str] = set()
+    refs = [branch.id for branch in repository.list_branches()] + [tag.id for tag in repository.list_tags()]
+    for commit in {commit.id: commit for ref in refs for commit in repository.log(ref)}.values():
+        progress(f"release {commit.id[:12]}")
+        yield from _check_release(knowledge_base, commit.id, checked)
+    progress("caches of main")
+    with suppress(NotFoundError):
+        snapshot = knowledge_base.snapshot(MAIN)
+        for segment in snapshot.segments:
+            if (knowledge_base.cache / segment.id).exists() and (torn := segment.check_cache()):
+                yield Problem(
+                    where=f"cache/{segment.id}", what=f"{torn}; it is rebuilt on use or by `rag rebuild`"
+                )
+
+
+def _check_release(knowledge_base: KnowledgeBase, commit: str, checked: set[str]) -> Iterator[Problem]:
+    repository = knowledge_base.repository
+    try:
+        release = load_release(repository, commit)
+        for ref in release.manifest.segments:
+            if ref.id in checked:
+                continue
+            checked.add(ref.id)
+            tables = {
+                name: repository.get_object(commit, f"{SEGMENTS_PREFIX}{ref.id}/{name}") for name in TABLES
+            }
+            if segment_id(tables) != ref.id:
+                yield Problem(where=f"segment {ref.id}", what="its content does not match its id")
+        if release.manifest.segments:
+            yield from _check_snapshot(repository, knowledge_base.snapshot(commit))
+    except PlumblineError as error:
+        yield Problem(where=f"release {commit[:12]}", what=error.message)
+
+
+def _check_snapshot(repository: Repository, snapshot: Snapshot) -> Iterator[Problem]:
+    commit, manifest = snapshot.release.commit, snapshot.release.manifest
+    stored = {
+        item.path.removeprefix(DOCUMENTS_PREFIX)
+        for item in repository.list_objects(commit, prefix=DOCUMENTS_PREFIX)
+    }
+    for path in sorted(stored.symmetric_difference(snapshot.paths)):
+        yield Problem(where=f"release {commit[:12]}", what=f"document {path!r} is not in both tree and index")
+    if (len(snapshot.paths), snapshot.chunk_count) != (manifest.documents, manifest.chunks):
+        yield Problem(where=f"release {commit[:12]}", what="the manifest's counts are wrong")
+
+
+def rebuild(knowledge_base: KnowledgeBase, ref: str = MAIN) -> int:
+    """Build the caches of a release anew from its parquet; returns how many passages, none embedded.
+
+    Raises:
+        DamagedError: A segment of the release cannot be read.
+        LockedError: Another command is writing.
+    """
+    with knowledge_base.writing():
+        snapshot = knowledge_base.snapshot(ref)
+        for segment in snapshot.segments:
+            segment.rebuild()
+        snapshot.close()
+        return sum(len(segment.passage_hashes) for segment in snapshot.segments)
