@@ -75,6 +75,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def remove_file(path: Path) -> None:
+    """Remove one file; a missing one is fine. Raises StorageError."""
+    with disk_errors(str(path)):
+        path.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder that nothing refers to any more; a missing one is fine."""
     shutil.rmtree(folder, ignore_errors=True)

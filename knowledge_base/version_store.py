@@ -7,7 +7,7 @@ staged, become ONE commit, and the branch moves to it; readers see the old commi
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -258,8 +258,16 @@ class Repository(Protocol):
         """Yield a sentence for everything damaged or missing in the store itself."""
         ...
 
-    def gc(self, grace_seconds: float) -> int:
-        """Remove unreachable content older than the grace period; bytes freed. Raises UnsupportedError."""
+    def gc(self, grace_seconds: float, *, expire: Collection[str] = (), dry_run: bool = False) -> int:
+        """Remove what no ref reaches and is older than the grace period; returns the bytes freed.
+
+        Files that only the commits `expire` hold go too; those commits stay in the log and reading
+        them raises ExpiredError. The head of a branch never expires.
+
+        Raises:
+            DamagedError: Something reachable is damaged; nothing was removed.
+            UnsupportedError: The backend collects by rules of its own.
+        """
         ...
 
 

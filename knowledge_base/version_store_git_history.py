@@ -11,7 +11,7 @@ from typing import Any
 
 import pygit2
 
-from knowledge_base.durable import disk_errors
+from knowledge_base.durable import disk_errors, remove_file
 from knowledge_base.errors import DamagedError, NotFoundError
 from knowledge_base.version_store import Commit
 from knowledge_base.version_store_git_messages import parse_message
@@ -148,18 +148,23 @@ def merge_base(git: Any, one: Any, other: Any) -> Any:
     return git[base]
 
 
-def reachable(objects: Objects) -> Iterator[tuple[str, str | None]]:
-    """Every object id and large-file hash that a ref reaches, with what is wrong with it."""
+def reachable(objects: Objects, expired: frozenset[str] = frozenset()) -> Iterator[tuple[str, str | None]]:
+    """Every object id and large-file hash that a ref reaches, with what is wrong with it.
+
+    Of an `expired` commit only the commit and its folders count, not its files.
+    """
     git = Git(objects.folder)  # a used handle would answer from its cache
     seen: set[str] = set()
     waiting: list[str] = []
+    hollow: list[str] = []
     for name in _ref_names(objects.folder, git):
         try:
             waiting.append(str(git.references[name].resolve().target))
         except GIT_ERRORS as error:
             yield name, f"ref {name} cannot be read: {error}"
-    while waiting:
-        oid = waiting.pop()
+    while waiting or hollow:
+        shallow = not waiting  # folders of expired commits come last: by then all that counts is seen
+        oid = hollow.pop() if shallow else waiting.pop()
         if oid in seen:
             continue
         seen.add(oid)
@@ -172,7 +177,13 @@ def reachable(objects: Objects) -> Iterator[tuple[str, str | None]]:
             yield oid, f"object {oid} is missing or damaged: {error}"
             continue
         yield oid, None
-        waiting += below
+        if shallow:
+            hollow += [str(entry.id) for entry in found if entry.type == pygit2.GIT_OBJECT_TREE]
+        elif oid in expired:
+            hollow.append(str(found.tree_id))
+            waiting += map(str, found.parent_ids)
+        else:
+            waiting += below
         if pointer and pointer[0] not in seen:
             seen.add(pointer[0])
             yield pointer[0], _large_fault(objects, pointer[0])
@@ -201,14 +212,15 @@ def _large_fault(objects: Objects, digest: str) -> str | None:
     return None if good else f"large file {digest} is damaged"
 
 
-def remove_unreachable(objects: Objects, grace_seconds: float) -> int:
-    """Delete loose objects and large files that no ref reaches; the caller holds the writer lock.
+def remove_unreachable(objects: Objects, grace_seconds: float, expired: frozenset[str], dry_run: bool) -> int:
+    """Delete loose objects and large files that nothing needs; the caller holds the writer lock.
 
     Raises:
         DamagedError: Something reachable is damaged: what lies behind it would look unreachable.
+        StorageError: The disk refused.
     """
     reached: set[str] = set()
-    for name, fault in reachable(objects):
+    for name, fault in reachable(objects, expired):
         if fault:
             raise DamagedError(f"Nothing was removed: {fault}.", hint="Repair it first: see `rag fsck`.")
         reached.add(name)
@@ -216,11 +228,14 @@ def remove_unreachable(objects: Objects, grace_seconds: float) -> int:
     found = [path for path in store.glob("??/*") if path.parent.name + path.name not in reached]
     found += [path for path in store.glob("tmp_object_*") if path.is_file()]
     found += [p for p in (objects.folder / "lfs").rglob("*") if p.is_file() and p.name not in reached]
+    if not dry_run:
+        objects.expire(expired)  # first: a release that lost a file must say so, not look damaged
     limit, freed = time.time() - grace_seconds, 0
     for path in found:
         with disk_errors(str(path)):
             stat = path.stat()
             if stat.st_mtime <= limit:
-                path.unlink()
                 freed += stat.st_size
+                if not dry_run:
+                    remove_file(path)
     return freed

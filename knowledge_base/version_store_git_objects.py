@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import pygit2
 
-from knowledge_base.durable import disk_errors, sync_folder
+from knowledge_base.durable import disk_errors, sync_folder, write_bytes
 from knowledge_base.errors import DamagedError, LockedError, NotFoundError, StorageError, UnavailableError
 from knowledge_base.version_store import ObjectInfo
 from knowledge_base.version_store_git_trees import find_file, kept
@@ -41,6 +41,7 @@ GIT_ERRORS = (pygit2.GitError, OSError, KeyError, ValueError, zlib.error)
 Committer = tuple[str, str] | None
 
 pygit2.option(pygit2.enums.Option.SET_OWNER_VALIDATION, False)  # containers often run as another user
+pygit2.option(pygit2.enums.Option.ENABLE_FSYNC_GITDIR, True)  # a ref must not outlive what it names
 
 
 @contextlib.contextmanager
@@ -197,6 +198,24 @@ class Objects:
                 Path(name).unlink(missing_ok=True)
         version = "version https://git-lfs.github.com/spec/v1"
         return f"{version}\noid sha256:{digest.hexdigest()}\nsize {size}\n".encode()
+
+    def expired(self) -> frozenset[str]:
+        """Commits whose content gc was told to let go."""
+        try:
+            return frozenset(self._ledger.read_text(encoding="ascii").split())
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"{self._ledger} cannot be read: {error}.", hint=_RESTORE) from error
+
+    def expire(self, commits: frozenset[str]) -> None:
+        """Note those commits, and only those, as expired. Raises StorageError."""
+        if commits != self.expired():
+            write_bytes(self._ledger, "".join(f"{commit}\n" for commit in sorted(commits)).encode())
+
+    @property
+    def _ledger(self) -> Path:
+        return self.folder / "plumbline-expired"
 
     def require(self, blobs: set[str]) -> None:
         """Refuse to publish staged content that a gc removed; the caller holds the lock gc takes."""

@@ -5,13 +5,15 @@ Writes are objects first, then one ref, moved while an OS lock is held that dies
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from knowledge_base.durable import exclusive_lock
 from knowledge_base.errors import (
     AlreadyExistsError,
+    DamagedError,
+    ExpiredError,
     HeadMovedError,
     HookFailedError,
     NoChangesError,
@@ -165,14 +167,17 @@ class GitRepository:
                 continue
             cut = path.find(delimiter, len(prefix)) if delimiter else -1
             if cut < 0:
-                yield self._objects.info(path, blob)
+                with self._expiring(commit):
+                    yield self._objects.info(path, blob)
             elif (folder := path[: cut + len(delimiter)]) != last and folder.encode() > after.encode():
                 last = folder
                 yield CommonPrefix(folder)
 
     def stat_object(self, ref: str, path: str) -> ObjectInfo:
         """Raises NotFoundError."""
-        return self._objects.info(path, self._blob(ref, path))
+        commit = find_commit(self._git, ref)
+        with self._expiring(commit):
+            return self._objects.info(path, self._objects.find(commit, path))
 
     def get_object(self, ref: str, path: str) -> bytes:
         """Raises NotFoundError, DamagedError."""
@@ -181,14 +186,29 @@ class GitRepository:
 
     def open_object(self, ref: str, path: str) -> BinaryIO:
         """Small files from memory, large ones from disk after their hash was checked once."""
-        return self._objects.open(self._blob(ref, path), path)
+        commit = find_commit(self._git, ref)
+        with self._expiring(commit):
+            return self._objects.open(self._objects.find(commit, path), path)
 
     def local_path(self, ref: str, path: str) -> Path | None:
         """Where a large file lies, its hash checked once; None for small ones. Raises DamagedError."""
-        return self._objects.local_path(self._blob(ref, path), path)
+        commit = find_commit(self._git, ref)
+        with self._expiring(commit):
+            return self._objects.local_path(self._objects.find(commit, path), path)
 
-    def _blob(self, ref: str, path: str) -> str:
-        return self._objects.find(find_commit(self._git, ref), path)
+    @contextlib.contextmanager
+    def _expiring(self, *commits: Any) -> Iterator[None]:
+        """What cannot be read because gc removed it is not damage."""
+        try:
+            yield
+        except DamagedError as error:
+            gone = self._objects.expired().intersection(str(commit.id) for commit in commits)
+            if not gone:
+                raise
+            raise ExpiredError(
+                f"The content of {min(gone)[:12]} was removed by gc; only its place in the log is left.",
+                hint="`rag log` lists the releases; gc keeps those that --keep-last and --keep-days name.",
+            ) from error
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -355,7 +375,8 @@ class GitRepository:
                 row for row in compare_trees(git, before, git[theirs.tree_id]) if row[0].startswith(prefix)
             ]
         for path, old, new in sorted(found, key=lambda row: row[0].encode()):
-            size = self._objects.info(path, new or old or "").size_bytes
+            with self._expiring(ours, theirs):
+                size = self._objects.info(path, new or old or "").size_bytes
             if path not in mine:
                 yield Change("added" if old is None else "removed" if new is None else "changed", path, size)
             elif mine[path] != new:
@@ -371,12 +392,14 @@ class GitRepository:
 
     def verify(self) -> Iterator[str]:
         """Read every object that a ref reaches and check its hash, large files too."""
-        return (fault for _, fault in reachable(self._objects) if fault)
+        return (fault for _, fault in reachable(self._objects, self._objects.expired()) if fault)
 
-    def gc(self, grace_seconds: float) -> int:
-        """Remove loose objects and large files that no ref reaches and that are older than the grace."""
+    def gc(self, grace_seconds: float, *, expire: Collection[str] = (), dry_run: bool = False) -> int:
+        """Remove loose objects and large files that nothing needs and that are older than the grace."""
         with self._writing():
-            return remove_unreachable(self._objects, grace_seconds)
+            heads = {commit for _, commit in self._list_refs("heads", "")}
+            expired = (self._objects.expired() | frozenset(expire)) - heads
+            return remove_unreachable(self._objects, grace_seconds, expired, dry_run)
 
 
 def _require_head(branch: str, expected: str | None, actual: Any) -> None:
