@@ -1,16 +1,53 @@
-"""Every durable write outside the version store: written aside, flushed to disk, then renamed."""
+"""Every durable step: files written aside, flushed and renamed; and the hook that makes steps fail.
+
+What must survive a crash happens inside a `step`, here and in the git store. A test names a hook and is
+called before, during and after each; it may raise what a disk raises, or end the process on the spot.
+"""
 
 import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from knowledge_base.errors import LockedError, StorageError
 
 if os.name == "posix":
     import fcntl
+
+
+Phase = Literal["before", "during", "after"]
+Hook = Callable[[str, Phase], None]
+_hook: Hook | None = None
+
+
+@contextlib.contextmanager
+def faults(hook: Hook) -> Iterator[None]:
+    """Call `hook(step, phase)` around every durable step of this process while the block runs."""
+    global _hook
+    _hook = hook
+    try:
+        yield
+    finally:
+        _hook = None
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """One durable step: a kill before it changes nothing, one after it changes nothing back."""
+    if _hook is not None:
+        _hook(name, "before")
+    yield
+    if _hook is not None:
+        _hook(name, "after")
+
+
+def halfway(name: str) -> None:
+    """Where a step can be torn: some of its bytes are written, the others are not."""
+    if _hook is not None:
+        _hook(name, "during")
 
 
 @contextlib.contextmanager
@@ -32,11 +69,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         StorageError: The disk refused the write; the old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(str(path)):
+    with disk_errors(str(path)), step("write file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                file.write(data[: len(data) // 2])
+                file.flush()
+                halfway("write file")
+                file.write(data[len(data) // 2 :])
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -51,7 +91,7 @@ def publish_folder(temporary: Path, final: Path) -> None:
     Raises:
         StorageError: The disk refused the write.
     """
-    with disk_errors(str(final)):
+    with disk_errors(str(final)), step("publish folder"):
         for file in temporary.rglob("*"):
             if file.is_file():
                 descriptor = os.open(file, os.O_RDONLY)
@@ -59,6 +99,7 @@ def publish_folder(temporary: Path, final: Path) -> None:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
+        halfway("publish folder")
         final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, final)
         sync_folder(final.parent)
@@ -77,13 +118,14 @@ def sync_folder(folder: Path) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove one file; a missing one is fine. Raises StorageError."""
-    with disk_errors(str(path)):
+    with disk_errors(str(path)), step("remove file"):
         path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder that nothing refers to any more; a missing one is fine."""
-    shutil.rmtree(folder, ignore_errors=True)
+    with disk_errors(str(folder)), step("remove folder"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import pygit2
 
-from knowledge_base.durable import disk_errors, sync_folder, write_bytes
+from knowledge_base.durable import disk_errors, halfway, step, sync_folder, write_bytes
 from knowledge_base.errors import DamagedError, LockedError, NotFoundError, StorageError, UnavailableError
 from knowledge_base.version_store import ObjectInfo
 from knowledge_base.version_store_git_trees import find_file, kept
@@ -172,12 +172,12 @@ class Objects:
         # A small file that looks like a pointer is kept as a large one, so that every pointer is ours.
         if len(head) == LARGE_FILE_BYTES or head.startswith(_POINTER_START):
             head = self._store_large(head, content)
-        with translated("storing a file", writing=True):
+        with translated("storing a file", writing=True), step("store object"):
             return kept(self.git, self.git.create_blob(head))
 
     def _store_large(self, head: bytes, rest: BinaryIO) -> bytes:
         folder = self.folder / "lfs"
-        with disk_errors(str(folder)):
+        with disk_errors(str(folder)), step("store large file"):
             folder.mkdir(exist_ok=True)
             descriptor, name = tempfile.mkstemp(prefix="tmp-", dir=folder)
             try:
@@ -187,6 +187,7 @@ class Objects:
                         file.write(head)
                         digest.update(head)
                         size += len(head)
+                        halfway("store large file")
                         head = rest.read(_COPY_BYTES)
                     file.flush()
                     os.fsync(file.fileno())

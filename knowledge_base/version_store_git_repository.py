@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from knowledge_base.durable import exclusive_lock
+from knowledge_base.durable import exclusive_lock, step
 from knowledge_base.errors import (
     AlreadyExistsError,
     DamagedError,
@@ -140,7 +140,7 @@ class GitRepository:
     def _create_ref(self, kind: str, name: str, source: str) -> str:
         with self._writing():
             commit = self.resolve(source)
-            with translated(f"creating {name!r}", writing=True):
+            with translated(f"creating {name!r}", writing=True), step("create ref"):
                 if any(f"refs/{taken}/{name}" in self._git.references for taken in ("heads", "tags")):
                     raise AlreadyExistsError(f"There is a branch or tag {name!r} already.")
                 self._git.references.create(f"refs/{kind}/{name}", commit)
@@ -149,7 +149,7 @@ class GitRepository:
     def _delete_ref(self, kind: str, name: str) -> None:
         with self._writing():
             self._head(kind, name)
-            with translated(f"deleting {name!r}", writing=True):
+            with translated(f"deleting {name!r}", writing=True), step("delete ref"):
                 self._git.references.delete(f"refs/{kind}/{name}")
 
     # -- objects -------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class GitRepository:
             head = self._head("heads", branch)
             _require_head(branch, if_head, head)
             self._objects.require({blob for blob in transaction.staged.values() if blob})
-            with translated("writing the tree", writing=True):
+            with translated("writing the tree", writing=True), step("store folders"):
                 git = self._git
                 base = git[transaction.base_commit_id]
                 tree = apply_changes(git, git[base.tree_id], transaction.staged)
@@ -264,7 +264,7 @@ class GitRepository:
             head = self._head("heads", destination)
             theirs = find_commit(self._git, source)
             _require_head(destination, if_head, head)
-            with translated("merging", writing=True):
+            with translated("merging", writing=True), step("store folders"):
                 git = self._git
                 base = merge_base(git, theirs, head)
                 trees = git[base.tree_id], git[theirs.tree_id], git[head.tree_id]
@@ -284,7 +284,7 @@ class GitRepository:
             number = parent_number or (1 if len(parents) == 1 else 0)
             if not 1 <= number <= len(parents):
                 raise NotFoundError("parent", f"{ref}^{number}", hint="Name the parent to go back to.")
-            with translated("reverting", writing=True):
+            with translated("reverting", writing=True), step("store folders"):
                 git = self._git
                 trees = git[target.tree_id], git[git[parents[number - 1]].tree_id], git[head.tree_id]
                 tree = merge_trees(git, *trees, None)
@@ -313,14 +313,14 @@ class GitRepository:
     def _move(self, event: str, branch: str, tree: str, parents: list[Any], text: str) -> Commit:
         """Write a commit, ask the hooks, move the branch; the caller holds the lock."""
         git, head = self._git, str(parents[0].id)
-        with translated("writing a commit", writing=True):
+        with translated("writing a commit", writing=True), step("store commit"):
             author = signature(git, self._committer)
             oid = git.create_commit(None, author, author, text, tree, [parent.id for parent in parents])
             commit = describe(git[kept(git, oid)])
         for wanted, hook in self._hooks:
             if wanted == event:
                 _ask(hook, event, branch, commit)
-        with translated(f"moving branch {branch!r}", writing=True):
+        with translated(f"moving branch {branch!r}", writing=True), step("move branch"):
             reference = git.references[f"refs/heads/{branch}"].resolve()
             if str(reference.target) != head:  # somebody pushed with git, which does not take our lock
                 raise HeadMovedError(branch, head, str(reference.target))
