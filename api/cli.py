@@ -2,33 +2,48 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from api.settings import Environment, read_environment, silence
-from knowledge_base.errors import CheckFailedError, PlumblineError, UsageError
-
-if TYPE_CHECKING:
-    from knowledge_base.home import KnowledgeBase
+from api.cli_common import (
+    Json,
+    Kb,
+    NoGate,
+    Ref,
+    TopK,
+    answer_log_url,
+    gate_of,
+    open_knowledge_base,
+    print_json,
+)
+from api.cli_versions import app as versions
+from api.settings import read_environment, silence
+from knowledge_base.errors import CheckFailedError, PlumblineError, StorageError, UsageError
 
 app = typer.Typer(
     name="rag",
     help="Plumbline: a knowledge base that is versioned, tested and rolled back like code.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-Kb = Annotated[
-    str | None, typer.Option("--kb", help="Knowledge base folder (default: found upwards from here).")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
-Ref = Annotated[str, typer.Option("--ref", help="Branch, tag, commit or main@{2026-11-01}.")]
-TopK = Annotated[int | None, typer.Option("--top-k", min=1, max=100, help="How many passages to retrieve.")]
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Plumbline: a knowledge base that is versioned, tested and rolled back like code."""
+    if version:
+        from importlib.metadata import version as installed
+
+        sys.stdout.write(f"plumbline {installed('plumbline')}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
 
 
 def main() -> NoReturn:
@@ -45,7 +60,9 @@ def main() -> NoReturn:
         sys.exit(130)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own click: a wrong command line
-            _fail(UsageError(error.format_message(), hint="See `rag --help`."), as_json)
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "rag"
+            _fail(UsageError(error.format_message(), hint=f"See `{command} --help`."), as_json)
         if type(error).__name__ == "Abort":
             sys.exit(130)
         if debug:
@@ -55,7 +72,7 @@ def main() -> NoReturn:
 
 def _unexpected(error: Exception) -> PlumblineError:
     if isinstance(error, OSError):
-        return PlumblineError(
+        return StorageError(
             f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
             hint="Nothing was published. Set PLUMBLINE_DEBUG=1 for the traceback.",
         )
@@ -68,30 +85,10 @@ def _unexpected(error: Exception) -> PlumblineError:
 def _fail(error: PlumblineError, as_json: bool) -> NoReturn:
     if as_json:
         body = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-        _print_json({"error": body})
+        print_json({"error": body})
     else:
         sys.stderr.write(f"error: {error.message}\n" + (f"  {error.hint}\n" if error.hint else ""))
     sys.exit(error.exit_code)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
-
-
-def _environment() -> Environment:
-    return read_environment()
-
-
-def _open(kb: str | None) -> "KnowledgeBase":
-    from knowledge_base.home import KnowledgeBase, find_root
-
-    environment = _environment()
-    chosen = kb or environment.kb
-    if chosen and "://" in chosen:
-        raise UsageError(f"{chosen}: only folders are supported by this version.", hint="Use --kb DIR.")
-    root = Path(chosen).expanduser().resolve() if chosen else find_root(Path.cwd())
-    return KnowledgeBase.open(root, environment.cache / "models")
 
 
 @app.command()
@@ -102,11 +99,16 @@ def init(
     """Make a new knowledge base: plumbline.toml, prompts/, golden/, .plumbline/."""
     from knowledge_base.home import KnowledgeBase
 
-    made = KnowledgeBase.create(directory.expanduser().resolve(), _environment().cache / "models")
+    made = KnowledgeBase.create(directory.expanduser().resolve(), read_environment().cache / "models")
     if as_json:
-        _print_json({"root": str(made.root), "commit": made.repository.resolve("main")})
+        print_json({"root": str(made.root), "commit": made.repository.resolve("main")})
     else:
         sys.stdout.write(f"Made a knowledge base in {made.root}\nNext: rag ingest PATH...\n")
+
+
+Prefix = Annotated[str, typer.Option(help="Put the documents below this path.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Skip paths that match this gitignore pattern.")]
+MaxMb = Annotated[int, typer.Option(min=1, help="Skip files larger than this many megabytes.")]
 
 
 @app.command()
@@ -114,18 +116,23 @@ def ingest(
     paths: Annotated[
         list[str], typer.Argument(help="Folders, files, quoted globs, or - for standard input.")
     ],
-    branch: Annotated[str, typer.Option(help="Branch to bring up to date.")] = "main",
+    branch: Annotated[
+        str, typer.Option(help="Branch to bring up to date; made from main if missing.")
+    ] = "main",
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete documents that the sources no longer hold.")
     ] = False,
-    prefix: Annotated[str, typer.Option(help="Put the documents below this path.")] = "",
-    exclude: Annotated[list[str] | None, typer.Option(help="Skip paths that match this pattern.")] = None,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="With --prune: even when the sources hold nothing.")
+    ] = False,
+    prefix: Prefix = "",
+    exclude: Exclude = None,
     stdin_name: Annotated[str, typer.Option(help="Document path of standard input.")] = "stdin.txt",
-    max_mb: Annotated[int, typer.Option(min=1, help="Skip files larger than this many megabytes.")] = 100,
+    max_mb: MaxMb = 100,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say what this release is.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, change nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail when any file cannot be read.")] = False,
-    no_gate: Annotated[bool, typer.Option("--no-gate", help="Publish unevaluated; the log says so.")] = False,
+    no_gate: NoGate = False,
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
@@ -135,46 +142,39 @@ def ingest(
     from ingestion.pipeline import ingest as run
     from ingestion.sources import list_sources
 
-    knowledge_base = _open(kb)
+    knowledge_base = open_knowledge_base(kb)
     stdin = (stdin_name, sys.stdin.buffer.read()) if "-" in paths else None
     sources = list_sources(paths, prefix=prefix, stdin=stdin, exclude=exclude or [])
     options = IngestOptions(
         branch=branch,
         prune=prune,
         prune_prefix=f"{prefix.strip('/')}/" if prefix else "",
+        allow_empty=allow_empty,
         dry_run=dry_run,
         strict=strict,
         max_bytes=max_mb * 1024 * 1024,
         message=message,
     )
-    gate = None if no_gate or branch != "main" else _gate(knowledge_base)
+    gate = gate_of(knowledge_base, branch, no_gate)
     with ingest_progress(enabled=not as_json) as progress:
         result = run(knowledge_base, sources, options, gate=gate, progress=progress)
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
     else:
         print_ingest(result)
     if result.changed and not result.published and not dry_run:
+        if as_json:
+            raise typer.Exit(1)
         reasons = "; ".join(result.gate.get("reasons", [])) or result.verdict
-        raise (
-            CheckFailedError(
-                f"The gate kept it out of main: {reasons}.",
-                hint=f"It waits on branch {result.branch!r}: compare with `rag diff main {result.branch}`.",
-            )
-            if not as_json
-            else typer.Exit(1)
+        raise CheckFailedError(
+            f"The gate kept it out of main: {reasons}.",
+            hint=f"It waits on branch {result.branch!r}: `rag diff main {result.branch}` compares, "
+            f"`rag promote {result.branch} --no-gate` publishes it all the same.",
         )
-
-
-def _gate(knowledge_base: "KnowledgeBase") -> Callable[[str, str], Any]:
-    def judge(candidate: str, live: str) -> Any:
-        from eval.evaluate import evaluate_release
-        from knowledge_base.lifecycle import Judgement
-
-        verdict = evaluate_release(knowledge_base, candidate, live)
-        return Judgement(verdict.status, verdict.publishable, verdict.as_json())
-
-    return judge
+    if result.failed and not result.unchanged and not result.documents and not result.changed:
+        if as_json:
+            raise typer.Exit(1)
+        raise CheckFailedError("None of the files could be read.", hint="The reasons are above.")
 
 
 @app.command()
@@ -183,41 +183,38 @@ def status(
     prune: Annotated[
         bool, typer.Option("--prune", help="Count what the sources no longer hold as deleted.")
     ] = False,
+    prefix: Prefix = "",
+    exclude: Exclude = None,
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
-    """Show what differs from main: documents, chunker, embedder, prompt, retrieval."""
+    """Show what the next ingest would change: settings, prompts, golden questions; with PATHs, documents."""
     from api.render import print_status
-    from knowledge_base.release import Release, settings_difference
+    from knowledge_base.history import working_difference
 
-    knowledge_base = _open(kb)
+    knowledge_base = open_knowledge_base(kb)
     live = knowledge_base.release()
-    working = Release(
-        commit="",
-        settings=knowledge_base.settings(),
-        manifest=live.manifest,
-        prompts=knowledge_base.prompts(),
-    )
-    value: dict[str, Any] = {
+    value = {
         "root": str(knowledge_base.root),
         "release": {"ref": "main", "commit": live.commit},
         "documents": live.manifest.documents,
         "chunks": live.manifest.chunks,
-        "settings": settings_difference(live, working),
+        **working_difference(knowledge_base, live),
     }
     if paths:
-        from ingestion.pipeline import compare
+        from ingestion.pipeline import IngestOptions
+        from ingestion.pipeline import ingest as run
         from ingestion.sources import list_sources
 
-        scan = compare(knowledge_base, list_sources(paths), prune=prune)
-        value["sources"] = {
-            "added": sorted(scan.added),
-            "changed": sorted(scan.changed),
-            "deleted": scan.deleted,
-            "unchanged": scan.unchanged,
-            "failed": [{"path": path, "reason": reason} for path, reason in scan.failed],
-        }
-    _print_json(value) if as_json else print_status(value)
+        options = IngestOptions(
+            prune=prune,
+            prune_prefix=f"{prefix.strip('/')}/" if prefix else "",
+            allow_empty=True,
+            dry_run=True,
+        )
+        plan = run(knowledge_base, list_sources(paths, prefix=prefix, exclude=exclude or []), options)
+        value["sources"] = plan.as_json()["documents"]
+    print_json(value) if as_json else print_status(value)
 
 
 @app.command()
@@ -232,24 +229,20 @@ def ask(
     from api.render import print_answer
     from rag.engine import Engine
 
-    knowledge_base = _open(kb)
+    knowledge_base = open_knowledge_base(kb)
     engine = Engine.open(knowledge_base, ref)
     answer = engine.ask(question, top_k)
     if as_json:
-        _print_json(answer.as_json())
+        print_json(answer.as_json())
     else:
         print_answer(answer)
     # Logged after it is shown: the log must not keep the reader waiting, nor fail the answer.
     from rag.answer_log import AnswerLog
 
     try:
-        AnswerLog(_answer_log_url(knowledge_base)).append(answer)
+        AnswerLog(answer_log_url(knowledge_base)).append(answer)
     except PlumblineError as error:
         sys.stderr.write(f"warning: {error.message}\n")
-
-
-def _answer_log_url(knowledge_base: "KnowledgeBase") -> str:
-    return _environment().answer_log or f"sqlite:///{knowledge_base.folder / 'answers.sqlite'}"
 
 
 @app.command()
@@ -264,123 +257,14 @@ def search(
     from api.render import print_results
     from rag.engine import Engine
 
-    engine = Engine.open(_open(kb), ref)
+    engine = Engine.open(open_knowledge_base(kb), ref)
     results = engine.search(question, top_k)
     value = {
         "question": question,
         "release": engine.release_ref.model_dump(),
         "results": [result.model_dump(mode="json") for result in results],
     }
-    _print_json(value) if as_json else print_results(results)
-
-
-@app.command()
-def log(
-    ref: Annotated[str, typer.Argument(help="Where to start.")] = "main",
-    number: Annotated[int | None, typer.Option("--number", "-n", min=1, help="At most so many.")] = None,
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """List releases, newest first, with what changed in each."""
-    from api.render import print_log
-    from knowledge_base.history import list_releases
-
-    entries = list_releases(_open(kb).repository, ref, number)
-    _print_json(entries) if as_json else print_log(entries)
-
-
-@app.command()
-def show(
-    ref: Annotated[str, typer.Argument(help="Branch, tag or commit.")] = "main",
-    text: Annotated[
-        str | None, typer.Option(help="Print the extracted text of this document instead.")
-    ] = None,
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Show one release: its settings, documents and segments."""
-    from api.render import print_release
-    from knowledge_base.history import describe_release
-
-    knowledge_base = _open(kb)
-    if text is not None:
-        content = knowledge_base.snapshot(ref).document_text(text)
-        if as_json:
-            _print_json({"path": text, "commit": knowledge_base.repository.resolve(ref), "text": content})
-        else:
-            sys.stdout.write(content + ("" if content.endswith("\n") else "\n"))
-        return
-    value = describe_release(knowledge_base, ref)
-    _print_json(value) if as_json else print_release(value)
-
-
-@app.command()
-def diff(
-    left: Annotated[str, typer.Argument(help="The older ref.")],
-    right: Annotated[str, typer.Argument(help="The newer ref.")] = "main",
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Show what changed from one release to another: documents, chunks, settings."""
-    from api.render import print_difference
-    from knowledge_base.difference import diff_releases
-
-    found = diff_releases(_open(kb), left, right)
-    value = {"documents": found.documents.as_json(), "chunks": found.chunks, "settings": found.settings}
-    _print_json(value) if as_json else print_difference(value)
-
-
-@app.command()
-def rollback(
-    ref: Annotated[
-        str | None, typer.Argument(help="Release to go back to (default: the one before).")
-    ] = None,
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Make main what it was: one new commit with the content of an earlier release."""
-    from knowledge_base.lifecycle import rollback as run
-
-    commit = run(_open(kb), ref)
-    if as_json:
-        _print_json({"commit": commit.id, "content_of": commit.metadata["rollback"]})
-    else:
-        sys.stdout.write(
-            f"main is now {commit.id[:12]}, with the content of {commit.metadata['rollback'][:12]}.\n"
-            "plumbline.toml and prompts/ on disk stay as they are; `rag status` shows how they differ.\n"
-        )
-
-
-@app.command()
-def fsck(kb: Kb = None, as_json: Json = False) -> None:
-    """Check every stored object, release and cache; exit code 1 when anything is damaged."""
-    from api.render import working
-    from knowledge_base.integrity import fsck as run
-
-    knowledge_base = _open(kb)
-    with working("Checking", enabled=not as_json) as show:
-        problems = list(run(knowledge_base, progress=show))
-    if as_json:
-        _print_json({"clean": not problems, "problems": [problem.model_dump() for problem in problems]})
-    else:
-        sys.stdout.writelines(f"{problem.where}: {problem.what}\n" for problem in problems)
-        sys.stdout.write("Clean.\n" if not problems else f"{len(problems)} problem(s).\n")
-    if problems:
-        raise typer.Exit(1)
-
-
-@app.command()
-def rebuild(ref: Ref = "main", kb: Kb = None, as_json: Json = False) -> None:
-    """Build the Chroma collections and postings of a release anew; nothing is embedded."""
-    from api.render import working
-    from knowledge_base.integrity import rebuild as run
-
-    with working("Rebuilding", enabled=not as_json):
-        passages = run(_open(kb), ref)
-    value = {"ref": ref, "passages": passages, "embedded": 0}
-    _print_json(value) if as_json else sys.stdout.write(
-        f"Rebuilt {passages} passages of {ref}; 0 embedded.\n"
-    )
+    print_json(value) if as_json else print_results(results)
 
 
 @app.command("eval")
@@ -394,10 +278,10 @@ def evaluate(
     from api.render import print_verdict, working
     from eval.evaluate import evaluate_release
 
-    knowledge_base = _open(kb)
+    knowledge_base = open_knowledge_base(kb)
     with working("Evaluating", enabled=not as_json):
         verdict = evaluate_release(knowledge_base, ref, baseline)
-    _print_json(verdict.as_json()) if as_json else print_verdict(verdict.as_json())
+    print_json(verdict.as_json()) if as_json else print_verdict(verdict.as_json())
     if not verdict.publishable:
         raise typer.Exit(1)
 
@@ -410,20 +294,22 @@ def report(
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
-    """Write the drift and faithfulness report; exit code 1 when it raises an alarm."""
+    """Write the nightly report; exit code 1 when it raises an alarm."""
     from datetime import UTC, datetime
 
     from api.render import working
     from eval.report import write_report
     from rag.answer_log import AnswerLog
 
-    knowledge_base = _open(kb)
+    knowledge_base = open_knowledge_base(kb)
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is not a folder.", hint="Name a folder for the report.")
     with working("Reporting", enabled=not as_json):
         made = write_report(
-            knowledge_base, AnswerLog(_answer_log_url(knowledge_base)), output, now=datetime.now(UTC)
+            knowledge_base, AnswerLog(answer_log_url(knowledge_base)), output, now=datetime.now(UTC)
         )
     if as_json:
-        _print_json(json.loads((output / "report.json").read_text()))
+        print_json(json.loads((output / "report.json").read_text()))
     else:
         sys.stdout.write(f"{made.verdict}: {output / 'report.html'}\n")
     if made.exit_code:
@@ -437,17 +323,33 @@ def serve(
     kb: Kb = None,
 ) -> None:
     """Serve the HTTP API: POST /v1/query, POST /v1/search, GET /healthz."""
+    import socket
+
     import uvicorn
 
     from api.server import create_app
     from api.serving import Live
     from rag.answer_log import AnswerLog
 
-    knowledge_base = _open(kb)
+    knowledge_base = open_knowledge_base(kb)
+    answer_log = AnswerLog(answer_log_url(knowledge_base))
+    try:
+        listening = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise UsageError(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            hint="Choose another --host or --port.",
+        ) from error
     live = Live(knowledge_base)
-    uvicorn.run(
-        create_app(live, AnswerLog(_answer_log_url(knowledge_base))),
-        host=host,
-        port=port,
-        log_level="warning",
+    release = live.engine().release_ref.commit[:12]
+    shown = f"[{host}]" if ":" in host else host
+    sys.stderr.write(
+        f"Serving {release} of main on http://{shown}:{listening.getsockname()[1]}; Ctrl-C stops.\n"
     )
+    config = uvicorn.Config(create_app(live, answer_log), log_level="warning")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+app.add_typer(versions)

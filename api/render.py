@@ -10,6 +10,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ingestion.pipeline import IngestResult, Progress
+    from knowledge_base.lifecycle import Landing
+    from knowledge_base.retention import GcReport
     from rag.answer import Answer, Context
 
 _SHOWN = 12
@@ -107,18 +109,24 @@ def print_status(value: Mapping[str, Any]) -> None:
     console.print(f"{value['root']}: main at {release['commit'][:12]}")
     console.print(f"{value['documents']} documents, {value['chunks']} chunks")
     _print_settings(console, value["settings"])
+    _print_changes(console, {**value["files"], "renamed": []})
+    same = not value["settings"] and not any(value["files"].values())
     if "sources" in value:
         sources = value["sources"]
-        _print_changes(console, {**sources, "renamed": []})
+        _print_changes(console, sources)
         console.print(f"{sources['unchanged']} unchanged")
         for failure in sources["failed"]:
             console.print(
                 f"  [yellow]cannot be read[/] {escape(failure['path'])}: {escape(failure['reason'])}"
             )
-    if not value["settings"] and not any(
-        value.get("sources", {}).get(k) for k in ("added", "changed", "deleted")
-    ):
-        console.print("Nothing differs." if "sources" in value else "Settings and prompts are those of main.")
+        same = same and not any(sources[verb] for verb in ("added", "changed", "deleted", "renamed"))
+    if same:
+        what = (
+            "Nothing differs." if "sources" in value else "Settings, prompts and golden questions are main's."
+        )
+        console.print(what)
+    elif not value["documents"] and "sources" not in value:
+        console.print("Nothing is ingested yet: `rag ingest PATH...`.")
 
 
 def print_answer(answer: "Answer") -> None:
@@ -132,8 +140,10 @@ def print_answer(answer: "Answer") -> None:
             f"[dim]characters {citation.start} to {citation.end}, support {citation.support:.2f}[/]"
         )
     if answer.abstained and answer.contexts:
-        nearest = dict.fromkeys(context.path for context in answer.contexts)
-        console.print(f"[dim]Nearest sources: {escape(', '.join(nearest))}[/]")
+        nearest = list(dict.fromkeys(context.path for context in answer.contexts))[:3]
+        console.print("[dim]Searched; nearest, but no answer:[/]")
+        for path in nearest:
+            console.print(f"  [dim]{escape(path)}[/]")
     total = answer.timings_ms.get("total", 0.0)
     console.print(f"[dim]release {answer.release.commit[:12]}, model {answer.model}, {total:.0f} ms[/]")
 
@@ -157,7 +167,7 @@ def print_log(entries: Sequence[Mapping[str, Any]]) -> None:
     """Releases, newest first."""
     console = _console()
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("commit", "date", "documents", "chunks", "gate", "changed", "message"):
+    for name in ("commit", "date (UTC)", "documents", "chunks", "gate", "changed", "message"):
         table.add_column(
             name, justify="right" if name in ("documents", "chunks") else "left", overflow="fold"
         )
@@ -165,14 +175,54 @@ def print_log(entries: Sequence[Mapping[str, Any]]) -> None:
         refs = f" [green]({', '.join(map(escape, entry['refs']))})[/]" if entry["refs"] else ""
         table.add_row(
             f"[yellow]{entry['commit'][:12]}[/]{refs}",
-            entry["date"][:16].replace("T", " "),
-            str(entry["documents"]),
-            str(entry["chunks"]),
+            _minute(entry["date"]),
+            f"{entry['documents']}{_delta(entry['documents_changed'])}",
+            f"{entry['chunks']}{_delta(entry['chunks_changed'])}",
             entry["verdict"],
             ", ".join(entry["changed"]),
             escape(entry["message"].splitlines()[0] if entry["message"] else ""),
         )
     console.print(table if entries else "No releases yet: run `rag ingest PATH...`.")
+
+
+def print_refs(rows: Sequence[Mapping[str, str]], kind: str) -> None:
+    """Branches or tags."""
+    console = _console()
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in (kind, "commit", "date", "message"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        first = escape(row["message"].splitlines()[0]) if row["message"] else ""
+        table.add_row(f"[green]{escape(row[kind])}[/]", row["commit"][:12], _minute(row["date"]), first)
+    console.print(table if rows else f"No {kind} yet: make one with `rag {kind} NAME`.")
+
+
+def print_landing(landing: "Landing") -> None:
+    """What a merge or promotion did."""
+    console = _console()
+    _print_changes(console, landing.documents.as_json())
+    chunks = landing.chunks
+    console.print(
+        f"chunks     {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all"
+    )
+    console.print("vectors    0 embedded")
+    if landing.published:
+        console.print(
+            f"[green]Published[/] {landing.commit[:12]} on {escape(landing.branch)}: gate {landing.verdict}."
+        )
+
+
+def print_gc(report: "GcReport") -> None:
+    """What gc freed or would free."""
+    console = _console()
+    verb = "would free" if report.dry_run else "freed"
+    console.print(f"{report.retained} release(s) keep their content, {len(report.expired)} lose it")
+    console.print(
+        f"{verb} {_bytes(report.bytes)}: {_bytes(report.object_bytes)} of objects, "
+        f"{_bytes(report.cache_bytes)} in {len(report.caches)} cache(s)"
+    )
+    if report.dry_run:
+        console.print("Nothing was removed: say --apply to remove it.")
 
 
 def print_release(value: Mapping[str, Any]) -> None:
@@ -207,6 +257,8 @@ def print_difference(value: Mapping[str, Any]) -> None:
     chunks = value["chunks"]
     console.print(f"chunks: {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all")
     _print_settings(console, value["settings"])
+    if not any(value["documents"].values()) and not value["settings"]:
+        console.print("No difference.")
 
 
 def print_verdict(value: Mapping[str, Any]) -> None:
@@ -254,6 +306,16 @@ def _print_changes(console: Console, documents: Mapping[str, Any], limit: int | 
 def _print_settings(console: Console, settings: Mapping[str, Any]) -> None:
     for key, change in settings.items():
         console.print(f"[magenta] setting[/]  {escape(key)}: {change['from']!r} -> {change['to']!r}")
+
+
+def _delta(changes: Mapping[str, int]) -> str:
+    signs = {"added": "+", "changed": "~", "deleted": "-", "removed": "-", "renamed": ">"}
+    shown = " ".join(f"{signs[verb]}{count}" for verb, count in changes.items() if count)
+    return f" [dim]{shown}[/]" if shown else ""
+
+
+def _minute(date: str) -> str:
+    return date[:16].replace("T", " ")
 
 
 def _bytes(count: int) -> str:

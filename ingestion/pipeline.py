@@ -5,7 +5,7 @@ where it was; what it had written is unreachable and its work branch is swept by
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,14 @@ from ingestion.sources import SourceFile, Sources
 from knowledge_base.difference import document_changes
 from knowledge_base.documents import Chunk, Document, sha256_hex
 from knowledge_base.embedders import Embedder
-from knowledge_base.errors import CheckFailedError, DocumentError, NotFoundError
+from knowledge_base.errors import (
+    CheckFailedError,
+    DocumentError,
+    HeadMovedError,
+    NotFoundError,
+    SettingsError,
+    SourceError,
+)
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
 from knowledge_base.lexical import Analyzer
@@ -35,21 +42,28 @@ from knowledge_base.release import (
 from knowledge_base.renames import find_renames
 from knowledge_base.segments import write_segment
 from knowledge_base.snapshot import Snapshot, count_chunk_changes
+from knowledge_base.vectors import Journal, find_vectors
 from knowledge_base.version_store import Repository, Transaction
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (stage, how many more are done, how many there are when known)."""
 
 MEGABYTE = 1024 * 1024
+_ATTEMPTS = 3
+_BATCH = 512
 
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How to ingest; `prune_prefix` limits pruning to document paths that start with it."""
+    """How to ingest; `prune_prefix` limits pruning to document paths that start with it.
+
+    Pruning by sources that hold nothing would delete every document: only with `allow_empty`.
+    """
 
     branch: str = MAIN
     prune: bool = False
     prune_prefix: str = ""
+    allow_empty: bool = False
     dry_run: bool = False
     strict: bool = False
     max_bytes: int = 100 * MEGABYTE
@@ -135,19 +149,21 @@ def ingest(
     Raises:
         CheckFailedError: `strict`, and a file could not be read; nothing was published.
         LockedError: Another command is writing.
-        HeadMovedError: The branch moved meanwhile; nothing was published.
+        HeadMovedError: The branch kept moving, three times; nothing was published.
+        SourceError: Pruning by sources that hold nothing.
+        SettingsError: plumbline.toml asks for what cannot be.
         StorageError: The disk refused; nothing was published.
     """
     started = time.monotonic()
     with knowledge_base.writing():
-        return _Ingest(knowledge_base, options, progress, started).run(sources, gate)
-
-
-def compare(knowledge_base: KnowledgeBase, sources: Sources, *, prune: bool, branch: str = MAIN) -> Scan:
-    """What `rag ingest` would find different, without reading inside the files."""
-    snapshot = knowledge_base.snapshot(branch)
-    options = IngestOptions(branch=branch, prune=prune)
-    return _scan(snapshot.hashes(), sources, options, lambda stage, done, total: None, accept=None)
+        for attempt in range(_ATTEMPTS):
+            try:
+                return _Ingest(knowledge_base, options, progress, started).run(sources, gate)
+            except HeadMovedError:
+                # Somebody pushed with git. Starting over from the new head is what a person would do.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+    raise AssertionError("unreachable")
 
 
 class _Ingest:
@@ -166,13 +182,25 @@ class _Ingest:
     def run(self, sources: Sources, gate: Gate | None) -> IngestResult:
         """Prepare the candidate on a work branch, judge it, publish it."""
         self.settings = self.knowledge_base.settings()
+        if self.options.prune and not sources.files and not self.options.allow_empty:
+            raise SourceError(
+                "The sources hold nothing to read; --prune would delete every document.",
+                hint="Is a folder not mounted? Say --allow-empty if it is meant.",
+            )
         Analyzer(self.settings.retrieval.language)  # an unknown language is refused before any work
         self.files = self.knowledge_base.working_files()
         head = self._head()
         self.parent = self.knowledge_base.snapshot(head)
         self.embedder: Embedder = self.knowledge_base.embedder(self.settings.embedder)
+        self.journal = Journal(self.knowledge_base, self.embedder.fingerprint)
         # Two tokens of the limit are the special ones that the embedder adds.
         limit = self.embedder.max_tokens - 2
+        if self.settings.chunker.size > limit:
+            raise SettingsError(
+                f"chunker.size is {self.settings.chunker.size}, but {self.settings.embedder.model} reads "
+                f"{limit} tokens.",
+                hint=f"Set it to {limit} or less in plumbline.toml.",
+            )
         self.chunker = Chunker(self.settings.chunker, self.embedder.tokenize, limit=limit)
         if self.options.dry_run:
             return self._build(sources, head, None)
@@ -324,8 +352,8 @@ class _Ingest:
             chunks.extend(self.chunker.split(document))
             self.progress("split", 1, len(documents))
         texts = {chunk.text_hash: chunk.text for chunk in chunks}
-        known = self.parent.passage_hashes() if same_space else set()
-        reused = {text_hash for text_hash in texts if text_hash in known}
+        here = self.parent.passage_hashes() if same_space else set()
+        reused = {text_hash for text_hash in texts if text_hash in here}
         if fresh:
             vectors = self.parent.vectors_by_hash(reused) if same_space else {}
             kept: tuple[SegmentRef, ...] = ()
@@ -333,7 +361,26 @@ class _Ingest:
             vectors = {}
             kept = _bury(self.parent, changes)
         new = {text_hash: text for text_hash, text in texts.items() if text_hash not in reused}
-        return _Work(chunks, dict(vectors), new, len(reused), kept)
+        if new:
+            known = {ref.id for ref in self.parent.release.manifest.segments}
+            vectors |= find_vectors(self.knowledge_base, new.keys(), self.embedder.fingerprint, known)
+            vectors |= self.journal.load(new.keys())
+        new = {text_hash: text for text_hash, text in new.items() if text_hash not in vectors}
+        return _Work(chunks, dict(vectors), new, len(texts) - len(new), kept)
+
+    def _embed(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """Vectors by text hash, in batches that a killed run need not compute again."""
+        order = list(texts)
+        vectors: dict[str, Any] = {}
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            done = self.embedder.embed_documents(
+                [texts[key] for key in batch], lambda n: self.progress("embed", n, len(order))
+            )
+            vectors.update(zip(batch, done, strict=True))
+            if len(order) > _BATCH:
+                self.journal.save(batch, done)
+        return vectors
 
     def _write(
         self, transaction: Transaction, documents: Sequence[Document], changes: DocumentChanges, work: _Work
@@ -343,13 +390,8 @@ class _Ingest:
         opened = {segment.id: segment for segment in self.parent.segments}
         draft = IndexDraft(self.knowledge_base, release, [(ref, opened[ref.id]) for ref in work.kept])
         if documents:
-            order = list(work.texts)
-            done = self.embedder.embed_documents(
-                [work.texts[key] for key in order], lambda n: self.progress("embed", n, len(order))
-            )
-            draft.add(
-                write_segment(documents, work.chunks, work.vectors | dict(zip(order, done, strict=True)))
-            )
+            vectors = work.vectors | self._embed(work.texts)
+            draft.add(write_segment(documents, work.chunks, vectors))
         for path in (*changes.deleted, *(old for old, _ in changes.renamed)):
             transaction.delete(DOCUMENTS_PREFIX + path)
         snapshot, written = write_index(draft, transaction, progress=self.progress)
@@ -379,6 +421,7 @@ class _Ingest:
             gate=gate,
             squash=True,
         )
+        self.journal.clear()
         return replace(
             result,
             commit=landing.commit,

@@ -4,15 +4,44 @@ from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
-from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import DOCUMENTS_PREFIX, load_release
+from knowledge_base.home import WORK_PREFIX, KnowledgeBase
+from knowledge_base.release import (
+    DOCUMENTS_PREFIX,
+    GOLDEN_PREFIX,
+    PROMPTS_PREFIX,
+    SETTINGS_PATH,
+    Release,
+    load_release,
+    settings_difference,
+)
 from knowledge_base.version_store import Commit, Repository
+
+_VERBS = ("added", "changed", "deleted", "renamed")
+
+
+def list_branches(repository: Repository) -> list[dict[str, str]]:
+    """Branches by name with date and message of their head, without those of running commands."""
+    names = [(branch.id, branch.commit_id) for branch in repository.list_branches()]
+    return _heads(repository, "branch", [name for name in names if not name[0].startswith(WORK_PREFIX)])
+
+
+def list_tags(repository: Repository) -> list[dict[str, str]]:
+    """Tags by name with date and message of their release."""
+    return _heads(repository, "tag", [(tag.id, tag.commit_id) for tag in repository.list_tags()])
+
+
+def _heads(repository: Repository, kind: str, names: list[tuple[str, str]]) -> list[dict[str, str]]:
+    commits = [(name, repository.get_commit(commit)) for name, commit in names]
+    return [
+        {kind: name, "commit": commit.id, "date": _date(commit), "message": commit.message}
+        for name, commit in commits
+    ]
 
 
 def list_releases(repository: Repository, ref: str, number: int | None) -> list[dict[str, Any]]:
     """Releases reachable from `ref` by first parent, newest first, without the empty first commit."""
     names = _names(repository)
-    entries = []
+    entries: list[dict[str, Any]] = []
     for commit in repository.log(ref, first_parent=True, amount=number):
         if commit.parents:
             entries.append(_entry(commit, names[commit.id]))
@@ -35,9 +64,42 @@ def describe_release(knowledge_base: KnowledgeBase, ref: str) -> dict[str, Any]:
     }
 
 
+def working_difference(knowledge_base: KnowledgeBase, live: Release) -> dict[str, Any]:
+    """How plumbline.toml, prompts/ and golden/ on disk differ from a release.
+
+    Raises:
+        SettingsError: One of them cannot be read.
+    """
+    working = Release(
+        commit="",
+        settings=knowledge_base.settings(),
+        manifest=live.manifest,
+        prompts=knowledge_base.prompts(),
+    )
+    disk, commit = knowledge_base.working_files(), live.commit
+    released = {
+        item.path: knowledge_base.repository.get_object(commit, item.path)
+        for prefix in (PROMPTS_PREFIX, GOLDEN_PREFIX)
+        for item in knowledge_base.repository.list_objects(commit, prefix=prefix)
+    }
+    files = {path: content for path, content in disk.items() if path != SETTINGS_PATH}
+    settings = settings_difference(live, working)
+    settings.pop("prompts", None)  # a hash tells nobody anything: the files say it
+    return {
+        "settings": settings,
+        "files": {
+            "added": sorted(set(files) - set(released)),
+            "changed": sorted(path for path in files if released.get(path, files[path]) != files[path]),
+            "deleted": sorted(set(released) - set(files)),
+        },
+    }
+
+
 def _names(repository: Repository) -> dict[str, list[str]]:
     names: dict[str, list[str]] = defaultdict(list)
     for branch in repository.list_branches():
+        if branch.id.startswith(WORK_PREFIX):
+            continue  # of a command that was killed: the next one sweeps it
         names[branch.commit_id].append(branch.id)
     for tag in repository.list_tags():
         names[tag.commit_id].append(tag.id)
@@ -50,10 +112,16 @@ def _entry(commit: Commit, refs: list[str]) -> dict[str, Any]:
         "commit": commit.id,
         "parents": list(commit.parents),
         "refs": refs,
-        "date": datetime.fromtimestamp(commit.creation_date, UTC).isoformat().replace("+00:00", "Z"),
+        "date": _date(commit),
         "message": commit.message.strip(),
         "changed": [part for part in metadata.get("changed", "").split(",") if part],
         "documents": int(metadata.get("documents", 0)),
         "chunks": int(metadata.get("chunks", 0)),
+        "documents_changed": {verb: int(metadata.get(f"documents-{verb}", 0)) for verb in _VERBS},
+        "chunks_changed": {verb: int(metadata.get(f"chunks-{verb}", 0)) for verb in ("added", "removed")},
         "verdict": metadata.get("verdict", ""),
     }
+
+
+def _date(commit: Commit) -> str:
+    return datetime.fromtimestamp(commit.creation_date, UTC).isoformat().replace("+00:00", "Z")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from knowledge_base.durable import exclusive_lock, write_bytes
+from knowledge_base.durable import exclusive_lock, remove_file, write_bytes
 from knowledge_base.errors import AlreadyExistsError, NotAKnowledgeBaseError, SettingsError
 from knowledge_base.release import (
     GOLDEN_PREFIX,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from knowledge_base.snapshot import Snapshot
 
 MAIN = "main"
+WORK_PREFIX = "work-"
+"""Branches of commands under way; those of killed ones are swept by the next."""
 _REPOSITORY = "knowledge"
 
 DEFAULT_SETTINGS = """\
@@ -83,6 +85,7 @@ class KnowledgeBase:
         self.models = models
         self.folder = root / ".plumbline"
         self.cache = self.folder / "cache"
+        self.lock_seconds = 60.0
 
     @classmethod
     def create(cls, root: Path, models: Path) -> "KnowledgeBase":
@@ -155,6 +158,33 @@ class KnowledgeBase:
             files[path.relative_to(self.root).as_posix()] = content
         return files
 
+    def restore(self, ref: str) -> list[str]:
+        """Write plumbline.toml, prompts and golden questions as `ref` has them; returns what changed.
+
+        What they replace is kept beside them with a `~` after its name.
+
+        Raises:
+            NotFoundError: There is no such ref.
+            StorageError: The disk refused.
+        """
+        commit = self.repository.resolve(ref)
+        released = {
+            item.path: self.repository.get_object(commit, item.path)
+            for prefix in (SETTINGS_PATH, PROMPTS_PREFIX, GOLDEN_PREFIX)
+            for item in self.repository.list_objects(commit, prefix=prefix)
+        }
+        present = self.working_files()
+        differing = sorted(path for path in {*released, *present} if released.get(path) != present.get(path))
+        for path in differing:
+            local = self.root / path
+            if path in present:
+                write_bytes(local.with_name(local.name + "~"), present[path])
+            if path in released:
+                write_bytes(local, released[path])
+            else:
+                remove_file(local)
+        return differing
+
     # -- releases ------------------------------------------------------------------------------
 
     def release(self, ref: str = MAIN) -> Release:
@@ -175,9 +205,19 @@ class KnowledgeBase:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the writer lock: one ingest, rollback or rebuild at a time. Raises LockedError."""
-        with exclusive_lock(self.folder / "lock"):
+        """Hold the writer lock: one ingest, rollback or rebuild at a time, the others wait.
+
+        Raises:
+            LockedError: Another command still holds it after `lock_seconds`.
+        """
+        with exclusive_lock(self.folder / "lock", wait_seconds=self.lock_seconds):
             yield
+
+
+def repair_repository(root: Path, backup: Path | None, spares: list[bytes]) -> list[str]:
+    """Restore what can be of a repository that may not even open. Raises NotFoundError, StorageError."""
+    store = open_version_store(str(root / ".plumbline"))
+    return store.repair_repository(_REPOSITORY, default_branch=MAIN, backup=backup, spares=spares)
 
 
 def find_root(start: Path) -> Path:

@@ -1,12 +1,20 @@
 """Is everything stored still what it was: fsck, and rebuilding the caches."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from pathlib import Path
 
-from knowledge_base.errors import NotFoundError, PlumblineError
-from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.release import DOCUMENTS_PREFIX, Frozen, load_release
-from knowledge_base.segments import SEGMENTS_PREFIX, TABLES, segment_id
+from knowledge_base.errors import ExpiredError, PlumblineError
+from knowledge_base.home import MAIN, KnowledgeBase, repair_repository
+from knowledge_base.lifecycle import DRAFT
+from knowledge_base.release import (
+    DOCUMENTS_PREFIX,
+    GOLDEN_PREFIX,
+    PROMPTS_PREFIX,
+    SETTINGS_PATH,
+    Frozen,
+    load_release,
+)
+from knowledge_base.segments import SEGMENTS_PREFIX, TABLES, Segment, segment_id
 from knowledge_base.snapshot import Snapshot
 from knowledge_base.version_store import Repository
 
@@ -16,14 +24,19 @@ class Problem(Frozen):
 
     where: str
     what: str
+    repaired: bool = False
 
 
 def fsck(
-    knowledge_base: KnowledgeBase, *, progress: Callable[[str], None] = lambda _: None
+    knowledge_base: KnowledgeBase,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+    repair: bool = False,
 ) -> Iterator[Problem]:
-    """Check the repository, every release that a branch or tag reaches, and the caches of main.
+    """Check the repository, every release that a branch or tag reaches, and every cache they use.
 
-    Yields a Problem for everything damaged; a missing cache is no problem, it is rebuilt on use.
+    Yields a Problem for everything damaged; a missing cache is no problem, it is rebuilt on use. With
+    `repair` damaged caches are built again.
     """
     repository = knowledge_base.repository
     progress("repository objects")
@@ -33,36 +46,53 @@ def fsck(
         yield Problem(where="repository", what=fault)
     if broken:
         return  # what follows would only repeat it
-    checked: set[str] = set()
+    segments: dict[str, Segment] = {}
     refs = [branch.id for branch in repository.list_branches()] + [tag.id for tag in repository.list_tags()]
     for commit in {commit.id: commit for ref in refs for commit in repository.log(ref)}.values():
-        progress(f"release {commit.id[:12]}")
-        yield from _check_release(knowledge_base, commit.id, checked)
-    progress("caches of main")
-    with suppress(NotFoundError):
-        snapshot = knowledge_base.snapshot(MAIN)
-        for segment in snapshot.segments:
-            if (knowledge_base.cache / segment.id).exists() and (torn := segment.check_cache()):
-                yield Problem(
-                    where=f"cache/{segment.id}", what=f"{torn}; it is rebuilt on use or by `rag rebuild`"
-                )
+        if DRAFT not in commit.metadata:
+            progress(f"release {commit.id[:12]}")
+            yield from _check_release(knowledge_base, commit.id, segments)
+    progress("caches")
+    for segment in segments.values():
+        if (knowledge_base.cache / segment.id).exists() and (torn := segment.check_cache()):
+            if repair:
+                segment.rebuild()
+            hint = "" if repair else "; it is rebuilt on use or by `rag rebuild`"
+            yield Problem(where=f"cache/{segment.id}", what=f"{torn}{hint}", repaired=repair)
 
 
-def _check_release(knowledge_base: KnowledgeBase, commit: str, checked: set[str]) -> Iterator[Problem]:
+def repair_knowledge_base(root: Path, backup: Path | None = None) -> list[str]:
+    """Restore what the repository's logs, a backup and the working files still say; a line for each.
+
+    Raises:
+        NotFoundError: The backup is no repository.
+        StorageError: The disk refused.
+    """
+    names = [root / SETTINGS_PATH, *(root / PROMPTS_PREFIX).glob("*"), *(root / GOLDEN_PREFIX).glob("*")]
+    spares = [path.read_bytes() for path in names if path.is_file()]
+    return repair_repository(root, backup, spares)
+
+
+def _check_release(
+    knowledge_base: KnowledgeBase, commit: str, checked: dict[str, Segment]
+) -> Iterator[Problem]:
     repository = knowledge_base.repository
     try:
         release = load_release(repository, commit)
         for ref in release.manifest.segments:
             if ref.id in checked:
                 continue
-            checked.add(ref.id)
             tables = {
                 name: repository.get_object(commit, f"{SEGMENTS_PREFIX}{ref.id}/{name}") for name in TABLES
             }
             if segment_id(tables) != ref.id:
                 yield Problem(where=f"segment {ref.id}", what="its content does not match its id")
         if release.manifest.segments:
-            yield from _check_snapshot(repository, knowledge_base.snapshot(commit))
+            snapshot = knowledge_base.snapshot(commit)
+            checked.update((segment.id, segment) for segment in snapshot.segments)
+            yield from _check_snapshot(repository, snapshot)
+    except ExpiredError:
+        return
     except PlumblineError as error:
         yield Problem(where=f"release {commit[:12]}", what=error.message)
 

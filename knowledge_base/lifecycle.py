@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from knowledge_base.difference import diff_documents
+from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import (
     CheckFailedError,
     IncompatibleError,
@@ -18,7 +19,7 @@ from knowledge_base.errors import (
     NoChangesError,
     OutdatedError,
 )
-from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.home import MAIN, WORK_PREFIX, KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
@@ -31,12 +32,13 @@ from knowledge_base.release import (
 from knowledge_base.snapshot import Snapshot, count_chunk_changes
 from knowledge_base.version_store import Commit, Repository, Strategy
 
-WORK_PREFIX = "work-"
-"""Branches of commands under way; those of killed ones are swept by the next."""
-
 CANDIDATE_PREFIX = "candidate-"
 """Branches that a gate kept out of main, for people to look at."""
 
+DRAFT = "draft"
+"""Metadata key of commits between a merge and its index: steps inside a merge, no releases."""
+
+COMPACTION = "compaction"
 NO_GATE = "NO-GATE"
 UNEVALUATED = "UNEVALUATED"
 
@@ -129,10 +131,9 @@ def land(
     if gate is not None:
         judgement = gate(repository.resolve(work), head)
     if not judgement.passed:
-        commit = repository.resolve(work)
-        branch = f"{CANDIDATE_PREFIX}{commit[:8]}" if keep else work
+        commit, branch = repository.resolve(work), work
         if keep:
-            repository.create_branch(branch, commit)
+            branch = _keep_candidate(repository, commit, head)
     else:
         commit = repository.merge(
             work,
@@ -143,6 +144,20 @@ def land(
             if_head=head,
         ).id
     return Landing(commit, branch, judgement.passed, judgement.verdict, judgement.detail)
+
+
+def _keep_candidate(repository: Repository, commit: str, head: str) -> str:
+    """Name a refused candidate by what it holds: the same one, refused every night, is one branch."""
+    content = "".join(
+        f"{change.type} {change.path} {repository.stat_object(commit, change.path).checksum}\n"
+        if change.type != "removed"
+        else f"removed {change.path}\n"
+        for change in repository.diff(head, commit, type="two_dot")
+    )
+    branch = CANDIDATE_PREFIX + sha256_hex(f"{head}\n{content}".encode())[:8]
+    if not any(known.id == branch for known in repository.list_branches(branch)):
+        repository.create_branch(branch, commit)
+    return branch
 
 
 def merge(
@@ -171,12 +186,21 @@ def merge(
         theirs = repository.resolve(source)
         base = repository.find_merge_base(theirs, head)
         if base == theirs:
-            raise NoChangesError(f"{branch!r} holds all of {source!r} already.", hint="Nothing to merge.")
+            raise NoChangesError(
+                f"The history of {branch!r} holds {source!r} already.",
+                hint=f"If it was rolled back since, `rag rollback {source}` brings it back.",
+            )
         _refuse_conflicts(repository, head, theirs, strategy)
         text = message or f"Merge {source} into {branch}"
         with work_branch(repository, head) as work:
             # The index conflicts by nature and is put together below.
-            repository.merge(theirs, work, message=text, strategy=strategy or "dest-wins")
+            repository.merge(
+                theirs,
+                work,
+                message=text,
+                strategy=strategy or "dest-wins",
+                metadata={DRAFT: "index follows"},
+            )
             if base != head:
                 _merge_index(knowledge_base, head, theirs, work)
             return _describe_and_land(knowledge_base, work, branch, head, text, gate)
@@ -248,7 +272,10 @@ def promote(
         head, candidate = repository.resolve(MAIN), repository.resolve(ref)
         base = repository.find_merge_base(candidate, head)
         if base == candidate:
-            raise NoChangesError(f"main holds all of {ref!r} already.", hint="Nothing to promote.")
+            raise NoChangesError(
+                f"main's history holds {ref!r} already.",
+                hint=f"If it was rolled back since, `rag rollback {ref}` brings it back.",
+            )
         if base != head:
             raise OutdatedError(
                 f"main has moved since {ref!r} was made from {base[:12]}.",
@@ -343,10 +370,9 @@ def compact(knowledge_base: KnowledgeBase, branch: str = MAIN, *, everything: bo
         segments = list(zip(snapshot.release.manifest.segments, snapshot.segments, strict=True))
         draft = IndexDraft(knowledge_base, snapshot.release, segments)
         dead = sum(not live for live in snapshot.live)
-        known = dict(repository.get_commit(head).metadata)
-        known = {key: value for key, value in known.items() if key in ("documents", "chunks", "verdict")}
+        known = _standing(repository.get_commit(head))
         transaction = repository.transact(
-            branch, message="Compact", metadata={**known, "changed": "compaction"}, if_head=head
+            branch, message="Compact", metadata={**known, "changed": COMPACTION}, if_head=head
         )
         with transaction:
             write_index(draft, transaction, everything=everything and (count > 1 or dead > 0))
@@ -355,28 +381,39 @@ def compact(knowledge_base: KnowledgeBase, branch: str = MAIN, *, everything: bo
         return transaction.commit
 
 
+def _standing(commit: Commit) -> dict[str, str]:
+    """What stays true of a release when its content is published again."""
+    kept = {key: commit.metadata[key] for key in ("documents", "chunks") if key in commit.metadata}
+    return {**kept, "verdict": commit.metadata.get("verdict", UNEVALUATED)}
+
+
 def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: str = MAIN) -> Commit:
-    """One new commit on `branch` whose content is that of `ref` (the release before when None).
+    """One new commit on `branch` whose content is that of `ref`.
+
+    Without `ref` it is the release before the one whose content the branch has: rolled back twice, a
+    branch is two releases back.
 
     Raises:
-        NotFoundError: No such ref, or there is no release before.
-        NoChangesError: The branch already has that content.
+        NotFoundError: No such ref.
+        ExpiredError: gc removed the content of that release.
+        NoChangesError: The branch already has that content, or there is no release before.
         LockedError: Another command is writing.
     """
     repository = knowledge_base.repository
     with knowledge_base.writing():
+        sweep(repository)
         head = repository.resolve(branch)
-        if ref is None and not repository.get_commit(f"{branch}~1").parents:
+        target = repository.resolve(ref) if ref else _release_before(repository, head)
+        if target is None or not repository.get_commit(target).parents:
             raise NoChangesError(
                 f"There is no release before the one on {branch!r}.", hint="`rag log` lists the releases."
             )
-        target = repository.resolve(ref or f"{branch}~1")
-        if not load_release(repository, target).manifest.version or target == head:
+        if target == head:
             raise NoChangesError(
                 f"{branch!r} is already at {target[:12]}.", hint="`rag log` lists the releases."
             )
-        known = dict(repository.get_commit(target).metadata)
-        known.update(changed="rollback", rollback=target, verdict=known.get("verdict", "UNEVALUATED"))
+        known = _standing(repository.get_commit(target))
+        known.update(changed="rollback", rollback=target)
         transaction = repository.transact(
             branch, message=f"Roll back to {target[:12]}", metadata=known, if_head=head
         )
@@ -387,6 +424,18 @@ def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: s
                 else:
                     with repository.open_object(target, change.path) as content:
                         transaction.upload(change.path, content)
-        if transaction.commit is None:  # pragma: no cover - the transaction would have raised
-            raise NoChangesError(f"{branch!r} already has the content of {target[:12]}.")
+        assert transaction.commit is not None  # the transaction raises NoChangesError otherwise
         return transaction.commit
+
+
+def _release_before(repository: Repository, head: str) -> str | None:
+    """The release before the one whose content `head` has; a compaction changes no content."""
+    commit = repository.get_commit(head)
+    while commit.parents:
+        if target := commit.metadata.get("rollback"):
+            commit = repository.get_commit(target)
+        elif commit.metadata.get("changed") == COMPACTION:
+            commit = repository.get_commit(commit.parents[0])
+        else:
+            return commit.parents[0]
+    return None

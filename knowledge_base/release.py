@@ -4,9 +4,9 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import DamagedError, NotFoundError, SettingsError
@@ -35,6 +35,12 @@ class ChunkerSettings(Frozen):
     splitter: Literal["sentence", "token", "markdown"] = "markdown"
     size: int = Field(default=250, ge=16, le=8192)
     overlap: int = Field(default=0, ge=0, le=4096)
+
+    @model_validator(mode="after")
+    def _overlap_leaves_something_new(self) -> Self:
+        if self.overlap > self.size // 2:
+            raise ValueError(f"overlap is {self.overlap}: at most half the size, {self.size // 2}")
+        return self
 
 
 class EmbedderSettings(Frozen):
@@ -86,7 +92,9 @@ def parse_settings(text: str, *, where: str = SETTINGS_PATH) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{where}: {key}: {first['msg']}.", hint="See docs/configuration.md.") from error
+        said = "there is no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        said = said.removeprefix("Value error, ")
+        raise SettingsError(f"{where}: {key}: {said}.", hint="See docs/configuration.md.") from error
 
 
 class SegmentRef(Frozen):

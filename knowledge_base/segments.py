@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -229,6 +229,15 @@ class Segment:
             if values
             else np.empty((0, 1), "<f2")
         )
+
+    def vectors_of(self, wanted: Collection[str]) -> dict[str, NDArray[np.float16]]:
+        """Vectors of those text hashes that this segment holds."""
+        keys = (bytes(digest).ljust(32, b"\0").hex() for digest in self.passage_hashes)
+        rows = [(key, row) for row, key in enumerate(keys) if key in wanted]
+        if not rows:
+            return {}
+        vectors = self.read_vectors()
+        return {key: vectors[row] for key, row in rows}
 
     # -- caches ------------------------------------------------------------------------------
 

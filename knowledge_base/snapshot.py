@@ -225,11 +225,7 @@ class Snapshot:
         """Stored vectors of those texts, dead or alive, that this release's segments hold."""
         found: dict[str, NDArray[np.float16]] = {}
         for segment in self.segments:
-            rows = [(bytes(h).ljust(32, b"\0").hex(), row) for row, h in enumerate(segment.passage_hashes)]
-            known = [(text_hash, row) for text_hash, row in rows if text_hash in wanted]
-            if known:
-                vectors = segment.read_vectors()
-                found.update((text_hash, vectors[row]) for text_hash, row in known)
+            found.update(segment.vectors_of(wanted))
         return found
 
     def passage_hashes(self) -> set[str]:

@@ -284,6 +284,24 @@ class VersionStore(Protocol):
         """Raises NotFoundError, UnavailableError."""
         ...
 
+    def repair_repository(
+        self,
+        repository: str,
+        *,
+        default_branch: str = "main",
+        backup: Path | None = None,
+        spares: Iterable[bytes] = (),
+    ) -> list[str]:
+        """Restore what can be; a line for each thing that was.
+
+        `backup` is a copy of the repository, `spares` are contents that lost objects may have had.
+
+        Raises:
+            NotFoundError: There is no such repository, or the backup is none.
+            UnsupportedError: The backend repairs itself.
+        """
+        ...
+
     def list_repositories(self, prefix: str = "") -> list[str]:
         """Repository names in byte order."""
         ...

@@ -3,15 +3,17 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pygit2
 
-from knowledge_base.durable import disk_errors, sync_folder
+from knowledge_base.durable import disk_errors, exclusive_lock, remove_folder, sync_folder, write_bytes
 from knowledge_base.errors import AlreadyExistsError, NotFoundError
 from knowledge_base.version_store import validate_branch_name, validate_repository_name
 from knowledge_base.version_store_git_messages import format_message
 from knowledge_base.version_store_git_objects import Committer, Git, signature, translated
+from knowledge_base.version_store_git_repair import CONFIG, repair
 from knowledge_base.version_store_git_repository import GitRepository
 
 __all__ = ["GitRepository", "GitVersionStore"]
@@ -48,6 +50,10 @@ class GitVersionStore:
     def _build(self, folder: Path, default_branch: str) -> None:
         with translated("creating the repository", writing=True):
             pygit2.init_repository(str(folder), bare=True, initial_head=default_branch)
+            for name in ("description", "hooks", "info"):  # samples and comments
+                remove_folder(folder / name)
+                (folder / name).unlink(missing_ok=True)
+            write_bytes(folder / "config", CONFIG)
             git = Git(folder)
             author = signature(git, self._committer)
             message = format_message("Repository created", {})
@@ -60,6 +66,21 @@ class GitVersionStore:
         if not path.exists():
             raise NotFoundError("repository", repository)
         return GitRepository(repository, path, self._committer)
+
+    def repair_repository(
+        self,
+        repository: str,
+        *,
+        default_branch: str = "main",
+        backup: Path | None = None,
+        spares: Iterable[bytes] = (),
+    ) -> list[str]:
+        """Restore what logs, a backup or equal files still say. Raises NotFoundError, StorageError."""
+        path = self._path(repository)
+        if not path.exists():
+            raise NotFoundError("repository", repository)
+        with exclusive_lock(path / "plumbline.lock", wait_seconds=60.0):
+            return repair(path, default_branch, backup, spares)
 
     def list_repositories(self, prefix: str = "") -> list[str]:
         """Names in byte order."""

@@ -200,23 +200,28 @@ class Objects:
         version = "version https://git-lfs.github.com/spec/v1"
         return f"{version}\noid sha256:{digest.hexdigest()}\nsize {size}\n".encode()
 
+    @property
+    def ledger(self) -> Path:
+        """File that lists the commits whose content gc was told to let go: a hash, then an id a line."""
+        return self.folder / "plumbline-expired"
+
     def expired(self) -> frozenset[str]:
-        """Commits whose content gc was told to let go."""
+        """Commits whose content gc was told to let go. Raises DamagedError."""
         try:
-            return frozenset(self._ledger.read_text(encoding="ascii").split())
+            digest, _, commits = self.ledger.read_text(encoding="utf-8").partition("\n")
         except FileNotFoundError:
             return frozenset()
         except (OSError, ValueError) as error:
-            raise DamagedError(f"{self._ledger} cannot be read: {error}.", hint=_RESTORE) from error
+            raise DamagedError(f"{self.ledger} cannot be read: {error}.", hint=_RESTORE) from error
+        if hashlib.sha256(commits.encode()).hexdigest() != digest:
+            raise DamagedError(f"{self.ledger} does not match its hash.", hint="Run `rag fsck --repair`.")
+        return frozenset(commits.split())
 
     def expire(self, commits: frozenset[str]) -> None:
         """Note those commits, and only those, as expired. Raises StorageError."""
         if commits != self.expired():
-            write_bytes(self._ledger, "".join(f"{commit}\n" for commit in sorted(commits)).encode())
-
-    @property
-    def _ledger(self) -> Path:
-        return self.folder / "plumbline-expired"
+            lines = "".join(f"{commit}\n" for commit in sorted(commits))
+            write_bytes(self.ledger, f"{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}".encode())
 
     def require(self, blobs: set[str]) -> None:
         """Refuse to publish staged content that a gc removed; the caller holds the lock gc takes."""

@@ -44,6 +44,7 @@ from knowledge_base.version_store_git_history import (
 )
 from knowledge_base.version_store_git_messages import format_message
 from knowledge_base.version_store_git_objects import GIT_ERRORS, Committer, Objects, signature, translated
+from knowledge_base.version_store_git_repair import faults_of_refs
 from knowledge_base.version_store_git_transaction import GitTransaction
 from knowledge_base.version_store_git_trees import apply_changes, compare_trees, kept, merge_trees, walk_files
 
@@ -392,7 +393,13 @@ class GitRepository:
 
     def verify(self) -> Iterator[str]:
         """Read every object that a ref reaches and check its hash, large files too."""
-        return (fault for _, fault in reachable(self._objects, self._objects.expired()) if fault)
+        try:
+            expired = self._objects.expired()
+        except DamagedError as error:
+            yield error.message
+            return
+        yield from faults_of_refs(self._path)
+        yield from (fault for _, fault in reachable(self._objects, expired) if fault)
 
     def gc(self, grace_seconds: float, *, expire: Collection[str] = (), dry_run: bool = False) -> int:
         """Remove loose objects and large files that nothing needs and that are older than the grace."""

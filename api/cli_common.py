@@ -1,0 +1,66 @@
+"""What the commands share: options, opening a knowledge base, printing JSON."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.settings import read_environment
+from knowledge_base.errors import UsageError
+
+if TYPE_CHECKING:
+    from knowledge_base.home import KnowledgeBase
+    from knowledge_base.lifecycle import Gate
+
+Kb = Annotated[
+    str | None, typer.Option("--kb", help="Knowledge base folder (default: found upwards from here).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
+Ref = Annotated[str, typer.Option("--ref", help="Branch, tag, commit or main@{2026-11-01}.")]
+TopK = Annotated[int | None, typer.Option("--top-k", min=1, max=100, help="How many passages to retrieve.")]
+NoGate = Annotated[bool, typer.Option("--no-gate", help="Publish unevaluated; the log says so.")]
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def open_knowledge_base(kb: str | None) -> "KnowledgeBase":
+    """The one named, the environment's, or the nearest upwards. Raises NotAKnowledgeBaseError."""
+    from knowledge_base.home import KnowledgeBase
+
+    return KnowledgeBase.open(find_knowledge_base(kb), read_environment().cache / "models")
+
+
+def find_knowledge_base(kb: str | None) -> Path:
+    """Its folder. Raises NotAKnowledgeBaseError, UsageError."""
+    from knowledge_base.home import find_root
+
+    chosen = kb or read_environment().kb
+    if chosen and "://" in chosen:
+        raise UsageError(f"{chosen}: only folders are supported by this version.", hint="Use --kb DIR.")
+    return Path(chosen).expanduser().resolve() if chosen else find_root(Path.cwd())
+
+
+def answer_log_url(knowledge_base: "KnowledgeBase") -> str:
+    """SQLAlchemy URL of the answer log."""
+    return read_environment().answer_log or f"sqlite:///{knowledge_base.folder / 'answers.sqlite'}"
+
+
+def gate_of(knowledge_base: "KnowledgeBase", branch: str, no_gate: bool) -> "Gate | None":
+    """What judges a candidate for `branch`: only main has a gate."""
+    if no_gate or branch != "main":
+        return None
+
+    def judge(candidate: str, live: str) -> Any:
+        from eval.evaluate import evaluate_release
+        from knowledge_base.lifecycle import Judgement
+
+        verdict = evaluate_release(knowledge_base, candidate, live)
+        return Judgement(verdict.status, verdict.publishable, verdict.as_json())
+
+    return judge

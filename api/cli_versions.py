@@ -1,0 +1,324 @@
+"""The commands about versions: history, branches, promotion, retention, repair."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli_common import (
+    Json,
+    Kb,
+    NoGate,
+    Ref,
+    find_knowledge_base,
+    gate_of,
+    open_knowledge_base,
+    print_json,
+)
+from knowledge_base.errors import CheckFailedError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from knowledge_base.lifecycle import Landing
+
+app = typer.Typer()
+
+
+# -- looking -----------------------------------------------------------------------------------
+
+
+@app.command()
+def log(
+    ref: Annotated[str, typer.Argument(help="Where to start.")] = "main",
+    number: Annotated[int | None, typer.Option("--number", "-n", min=1, help="At most so many.")] = None,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """List releases, newest first, with what changed in each; dates are UTC."""
+    from api.render import print_log
+    from knowledge_base.history import list_releases
+
+    entries = list_releases(open_knowledge_base(kb).repository, ref, number)
+    print_json(entries) if as_json else print_log(entries)
+
+
+@app.command()
+def show(
+    ref: Annotated[str, typer.Argument(help="Branch, tag or commit.")] = "main",
+    text: Annotated[
+        str | None, typer.Option(help="Print the extracted text of this document instead.")
+    ] = None,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Show one release: its settings, documents and segments."""
+    from api.render import print_release
+    from knowledge_base.history import describe_release
+
+    knowledge_base = open_knowledge_base(kb)
+    if text is not None:
+        content = knowledge_base.snapshot(ref).document_text(text)
+        if as_json:
+            print_json({"path": text, "commit": knowledge_base.repository.resolve(ref), "text": content})
+        else:
+            sys.stdout.write(content + ("" if content.endswith("\n") else "\n"))
+        return
+    value = describe_release(knowledge_base, ref)
+    print_json(value) if as_json else print_release(value)
+
+
+@app.command()
+def diff(
+    left: Annotated[str, typer.Argument(help="The older ref.")],
+    right: Annotated[str, typer.Argument(help="The newer ref.")] = "main",
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Show what changed from one release to another: documents, chunks, settings."""
+    from api.render import print_difference
+    from knowledge_base.difference import diff_releases
+
+    found = diff_releases(open_knowledge_base(kb), left, right)
+    value = {"documents": found.documents.as_json(), "chunks": found.chunks, "settings": found.settings}
+    print_json(value) if as_json else print_difference(value)
+
+
+# -- branches ----------------------------------------------------------------------------------
+
+
+@app.command()
+def branch(
+    name: Annotated[str | None, typer.Argument(help="Branch to make; without it, list them.")] = None,
+    source: Annotated[str, typer.Argument(help="Where it starts.")] = "main",
+    delete: Annotated[bool, typer.Option("--delete", "-d", help="Delete it instead.")] = False,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """List, make or delete branches; a branch costs nothing."""
+    from api.render import print_refs
+    from knowledge_base.history import list_branches
+
+    repository = open_knowledge_base(kb).repository
+    if name is None:
+        found = list_branches(repository)
+        print_json(found) if as_json else print_refs(found, "branch")
+    elif delete:
+        repository.delete_branch(name)
+        print_json({"deleted": name}) if as_json else sys.stdout.write(f"Deleted branch {name}.\n")
+    else:
+        made = repository.create_branch(name, source)
+        value = {"branch": made.id, "commit": made.commit_id}
+        print_json(value) if as_json else sys.stdout.write(f"{name} starts at {made.commit_id[:12]}.\n")
+
+
+@app.command()
+def tag(
+    name: Annotated[str | None, typer.Argument(help="Tag to make; without it, list them.")] = None,
+    ref: Annotated[str, typer.Argument(help="What it names.")] = "main",
+    delete: Annotated[bool, typer.Option("--delete", "-d", help="Delete it instead.")] = False,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """List, make or delete tags: names for releases that never move."""
+    from api.render import print_refs
+    from knowledge_base.history import list_tags
+
+    repository = open_knowledge_base(kb).repository
+    if name is None:
+        found = list_tags(repository)
+        print_json(found) if as_json else print_refs(found, "tag")
+    elif delete:
+        repository.delete_tag(name)
+        print_json({"deleted": name}) if as_json else sys.stdout.write(f"Deleted tag {name}.\n")
+    else:
+        made = repository.create_tag(name, ref)
+        value = {"tag": made.id, "commit": made.commit_id}
+        print_json(value) if as_json else sys.stdout.write(f"{name} names {made.commit_id[:12]}.\n")
+
+
+@app.command()
+def merge(
+    source: Annotated[str, typer.Argument(help="Branch, tag or commit to merge.")],
+    into: Annotated[str, typer.Option(help="Branch that takes the changes.")] = "main",
+    source_wins: Annotated[
+        bool, typer.Option("--source-wins", help="On a conflict take the source's files.")
+    ] = False,
+    dest_wins: Annotated[bool, typer.Option("--dest-wins", help="On a conflict keep the branch's.")] = False,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Say what this is.")] = None,
+    no_gate: NoGate = False,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Bring what a branch changed into another, index included; nothing is embedded."""
+    from knowledge_base.lifecycle import merge as run
+
+    if source_wins and dest_wins:
+        raise UsageError("--source-wins and --dest-wins exclude each other.")
+    knowledge_base = open_knowledge_base(kb)
+    landing = run(
+        knowledge_base,
+        source,
+        into,
+        strategy="source-wins" if source_wins else "dest-wins" if dest_wins else None,
+        gate=gate_of(knowledge_base, into, no_gate),
+        message=message,
+    )
+    _print_landing(landing, as_json)
+
+
+@app.command()
+def promote(
+    ref: Annotated[str, typer.Argument(help="Branch, tag or commit that was made from main.")],
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Say what this is.")] = None,
+    no_gate: NoGate = False,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Make a candidate the release that main serves, if the gate lets it."""
+    from knowledge_base.lifecycle import promote as run
+
+    knowledge_base = open_knowledge_base(kb)
+    landing = run(knowledge_base, ref, gate=gate_of(knowledge_base, "main", no_gate), message=message)
+    _print_landing(landing, as_json)
+
+
+def _print_landing(landing: "Landing", as_json: bool) -> None:
+    from api.render import print_landing
+
+    print_json(landing.as_json()) if as_json else print_landing(landing)
+    if not landing.published:
+        if as_json:
+            raise typer.Exit(1)
+        reasons = "; ".join(landing.gate.get("reasons", [])) or landing.verdict
+        raise CheckFailedError(
+            f"The gate kept it out of main: {reasons}.", hint=f"It waits on branch {landing.branch!r}."
+        )
+
+
+@app.command()
+def rollback(
+    ref: Annotated[
+        str | None, typer.Argument(help="Release to go back to (default: the one before).")
+    ] = None,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Make main what it was: one new commit with the content of an earlier release."""
+    from knowledge_base.lifecycle import rollback as run
+
+    commit = run(open_knowledge_base(kb), ref)
+    if as_json:
+        print_json({"commit": commit.id, "content_of": commit.metadata["rollback"]})
+    else:
+        sys.stdout.write(
+            f"main is now {commit.id[:12]}, with the content of {commit.metadata['rollback'][:12]}.\n"
+            "plumbline.toml, prompts/ and golden/ on disk stay as they are: `rag status` shows how they "
+            "differ, `rag restore` makes them main's.\n"
+        )
+
+
+@app.command()
+def restore(
+    ref: Annotated[str, typer.Argument(help="Release to take them from.")] = "main",
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Write plumbline.toml, prompts/ and golden/ as a release has them; the old ones get a ~."""
+    changed = open_knowledge_base(kb).restore(ref)
+    if as_json:
+        print_json({"ref": ref, "changed": changed})
+    else:
+        sys.stdout.writelines(f"{path} is that of {ref}; the old one is {path}~\n" for path in changed)
+        sys.stdout.write("" if changed else f"Nothing differs from {ref}.\n")
+
+
+# -- care --------------------------------------------------------------------------------------
+
+
+@app.command()
+def compact(
+    branch: Annotated[str, typer.Option(help="Branch whose index to compact.")] = "main",
+    everything: Annotated[bool, typer.Option("--all", help="Make one segment of all.")] = False,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Merge segments and drop dead chunks; nothing is embedded, no ranking changes."""
+    from api.render import working
+    from knowledge_base.lifecycle import compact as run
+
+    with working("Compacting", enabled=not as_json):
+        commit = run(open_knowledge_base(kb), branch, everything=everything)
+    value = {"commit": commit.id, "message": commit.message, "embedded": 0}
+    print_json(value) if as_json else sys.stdout.write(f"{commit.id[:12]}: {commit.message}.\n")
+
+
+@app.command()
+def gc(
+    keep_last: Annotated[
+        int | None, typer.Option(min=1, help="Releases of each branch that keep their content.")
+    ] = None,
+    keep_days: Annotated[
+        float | None, typer.Option(min=0, help="Releases younger than so many days keep their content.")
+    ] = None,
+    keep_tags: Annotated[
+        bool, typer.Option("--keep-tags/--no-keep-tags", help="Tagged releases keep their content.")
+    ] = True,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove it; without, only say what.")] = False,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Free what no release needs; with --keep-last or --keep-days, what older releases hold too."""
+    from api.render import print_gc, working
+    from knowledge_base.retention import Retention
+    from knowledge_base.retention import gc as run
+
+    rules = Retention(keep_last=keep_last, keep_days=keep_days, keep_tags=keep_tags)
+    with working("Collecting", enabled=not as_json):
+        found = run(open_knowledge_base(kb), rules, dry_run=not apply)
+    print_json({**found.model_dump(), "bytes": found.bytes}) if as_json else print_gc(found)
+
+
+@app.command()
+def fsck(
+    repair: Annotated[bool, typer.Option("--repair", help="Restore what can be restored.")] = False,
+    backup: Annotated[
+        Path | None, typer.Option("--from", help="A copy of .plumbline/knowledge.git to restore from.")
+    ] = None,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Check every stored object, release and cache; exit code 1 when anything is damaged."""
+    from api.render import working
+    from knowledge_base.integrity import Problem, repair_knowledge_base
+    from knowledge_base.integrity import fsck as run
+
+    restored = []
+    if repair:
+        restored = repair_knowledge_base(find_knowledge_base(kb), backup)
+    with working("Checking", enabled=not as_json) as show:
+        try:
+            problems = list(run(open_knowledge_base(kb), progress=show, repair=repair))
+        except UnavailableError as error:  # that is a finding, not a failure to look
+            problems = [Problem(where="repository", what=error.message)]
+    left = [problem for problem in problems if not problem.repaired]
+    if as_json:
+        found = [problem.model_dump() for problem in problems]
+        print_json({"clean": not left, "restored": restored, "problems": found})
+    else:
+        sys.stdout.writelines(f"restored: {what}\n" for what in restored)
+        sys.stdout.writelines(f"{p.where}: {p.what}{' (repaired)' if p.repaired else ''}\n" for p in problems)
+        sys.stdout.write("Clean.\n" if not left else f"{len(left)} problem(s).\n")
+    if left:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rebuild(ref: Ref = "main", kb: Kb = None, as_json: Json = False) -> None:
+    """Build the Chroma collections and postings of a release anew; nothing is embedded."""
+    from api.render import working
+    from knowledge_base.integrity import rebuild as run
+
+    with working("Rebuilding", enabled=not as_json):
+        passages = run(open_knowledge_base(kb), ref)
+    value = {"ref": ref, "passages": passages, "embedded": 0}
+    print_json(value) if as_json else sys.stdout.write(f"Rebuilt {passages} passages of {ref}; 0 embedded.\n")
