@@ -203,6 +203,10 @@ def merge(
             )
             if base != head:
                 _merge_index(knowledge_base, head, theirs, work)
+            if not any(repository.diff(head, work, type="two_dot")):
+                raise NoChangesError(
+                    f"{source!r} brings nothing that {branch!r} lacks.", hint="Nothing was changed."
+                )
             return _describe_and_land(knowledge_base, work, branch, head, text, gate)
 
 

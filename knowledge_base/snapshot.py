@@ -203,7 +203,8 @@ class Snapshot:
         for number in np.unique(numbers):
             here = numbers == number
             rows = passages[here] - int(self._starts[number])
-            scores[here] = self.segments[number].vectors[rows].astype(np.float32) @ query
+            # In double precision: in single, the last digit depends on how many rows are asked at once.
+            scores[here] = self.segments[number].vectors[rows].astype(np.float64) @ query.astype(np.float64)
         return np.round(scores, 6)
 
     def lexical_scores(self, question: str) -> NDArray[np.float64]:

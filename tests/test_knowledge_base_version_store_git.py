@@ -289,7 +289,7 @@ def test_a_missing_large_file_is_refused_and_reported(store: GitVersionStore) ->
 def test_a_broken_ref_is_reported(store: GitVersionStore, tmp_path: Path, content: str) -> None:
     (tmp_path / "knowledge.git" / "refs" / "heads" / "broken").write_text(content)
     repository = store.get_repository("knowledge")
-    assert len(list(repository.verify())) == 1
+    assert any("broken" in fault or "1111" in fault for fault in repository.verify())
     with pytest.raises(DamagedError):
         repository.resolve("broken")
 

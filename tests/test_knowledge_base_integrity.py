@@ -1,0 +1,147 @@
+"""fsck finds every damaged file; --repair restores what something still says."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingestion.pipeline import IngestOptions, ingest
+from ingestion.sources import list_sources
+from knowledge_base.errors import NotFoundError, UnavailableError
+from knowledge_base.home import KnowledgeBase
+from knowledge_base.integrity import fsck, repair_knowledge_base
+from knowledge_base.retention import Retention, gc
+from rag.engine import Engine
+
+QUESTION = "What is the default port of the server?"
+DAMAGES = ("halve", "zero", "delete", "flip")
+
+
+@pytest.fixture
+def kb(knowledge_base: KnowledgeBase, sources: Path) -> KnowledgeBase:
+    """Three releases, a large file, a tag, a branch, an expired release, and every cache built."""
+    (sources / "large.txt").write_text("many words " * 120_000)
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    knowledge_base.repository.create_tag("first", "main~1")
+    (sources / "team.txt").write_text("The team sleeps.")
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    (sources / "team.txt").write_text("The team works.")
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    knowledge_base.repository.create_branch("draft", "main")
+    gc(knowledge_base, Retention(keep_last=2), dry_run=False)
+    Engine.open(knowledge_base).search(QUESTION)
+    return knowledge_base
+
+
+def damage(path: Path, kind: str) -> None:
+    path.chmod(0o644)
+    content = path.read_bytes()
+    if kind == "delete":
+        path.unlink()
+    elif kind == "halve":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "zero":
+        path.write_bytes(bytes(len(content)))
+    else:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+def files(kb: KnowledgeBase) -> list[Path]:
+    ignored = {"lock", ".rebuilding", "plumbline.lock", ".gitignore"}
+    found = sorted(path for path in kb.folder.rglob("*") if path.is_file() and path.name not in ignored)
+    return [path for path in found if path.stat().st_size]
+
+
+def problems(kb: KnowledgeBase) -> list[str]:
+    try:
+        return [problem.what for problem in fsck(KnowledgeBase.open(kb.root, kb.models))]
+    except UnavailableError as error:
+        return [error.message]
+
+
+def each_damage(kb: KnowledgeBase) -> Iterator[tuple[Path, str]]:
+    for path in files(kb):
+        original, mode = path.read_bytes(), path.stat().st_mode
+        for kind in DAMAGES:
+            damage(path, kind)
+            if not path.exists() or path.read_bytes() != original:
+                yield path, kind
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.write_bytes(original)
+            path.chmod(mode)
+
+
+def harmless(path: Path, kind: str) -> bool:
+    """A cache without its seal is no cache; a ref's log, the second copy, may lose lines, not all of them."""
+    lost_seal = path.name == "seal.json" and kind == "delete"
+    log = "logs" in path.parts and (path.name == "HEAD" or kind in ("flip", "halve"))
+    return lost_seal or log
+
+
+def test_every_damage_to_every_file_is_found(kb: KnowledgeBase) -> None:
+    assert not problems(kb)
+    missed = [
+        f"{kind} {path.relative_to(kb.folder)}"
+        for path, kind in each_damage(kb)
+        if not problems(kb) and not harmless(path, kind)
+    ]
+    assert not missed
+    assert not problems(kb)
+
+
+def test_refs_head_config_and_caches_are_repaired_without_a_backup(kb: KnowledgeBase) -> None:
+    store = kb.folder / "knowledge.git"
+    before = kb.repository.resolve("main"), kb.repository.resolve("first"), kb.repository.resolve("draft")
+    kept = [
+        "HEAD",
+        "config",
+        "refs/heads/main",
+        "refs/heads/draft",
+        "refs/tags/first",
+        "logs/refs/heads/main",
+    ]
+    kept += ["plumbline-expired"]
+    for name in kept:
+        for kind in DAMAGES:
+            if harmless(store / name, kind) and "logs" in name:
+                continue
+            damage(store / name, kind)
+            repaired = repair_knowledge_base(kb.root)
+            again = KnowledgeBase.open(kb.root, kb.models)
+            assert [again.repository.resolve(ref) for ref in ("main", "first", "draft")] == list(before)
+            assert repaired and not list(fsck(again)), (name, kind)
+    caches = [path for path in files(kb) if "cache" in path.parts]
+    for path in caches[:3]:
+        damage(path, "zero")
+    assert all(problem.repaired for problem in fsck(kb, repair=True))
+    assert not list(fsck(kb))
+
+
+def test_what_the_working_files_still_hold_is_put_back(kb: KnowledgeBase) -> None:
+    info = kb.repository.stat_object("main", "plumbline.toml")
+    path = kb.folder / "knowledge.git" / "objects" / info.checksum[:2] / info.checksum[2:]
+    damage(path, "halve")
+    assert repair_knowledge_base(kb.root) == [f"object {info.checksum}"]
+    assert not problems(kb)
+
+
+def test_every_object_comes_back_from_a_backup(kb: KnowledgeBase, tmp_path: Path) -> None:
+    store, backup = kb.folder / "knowledge.git", tmp_path / "backup.git"
+    shutil.copytree(store, backup)
+    answer = Engine.open(kb).ask(QUESTION).answer
+    objects = [path for path in files(kb) if "objects" in path.parts]
+    assert any("lfs" in path.parts for path in objects)
+    for number, path in enumerate(objects):
+        damage(path, DAMAGES[number % len(DAMAGES)])
+    assert problems(kb)
+    assert len(repair_knowledge_base(kb.root, backup)) >= len(objects)
+    assert not problems(kb)
+    assert Engine.open(KnowledgeBase.open(kb.root, kb.models)).ask(QUESTION).answer == answer
+
+
+def test_a_backup_that_is_none_is_named(kb: KnowledgeBase, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="nothing"):
+        repair_knowledge_base(kb.root, tmp_path / "nothing")
