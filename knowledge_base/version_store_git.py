@@ -12,7 +12,7 @@ from knowledge_base.durable import disk_errors, exclusive_lock, remove_folder, s
 from knowledge_base.errors import AlreadyExistsError, NotFoundError
 from knowledge_base.version_store import validate_branch_name, validate_repository_name
 from knowledge_base.version_store_git_messages import format_message
-from knowledge_base.version_store_git_objects import Committer, Git, signature, translated
+from knowledge_base.version_store_git_objects import Committer, Git, Objects, signature, translated
 from knowledge_base.version_store_git_repair import CONFIG, repair
 from knowledge_base.version_store_git_repository import GitRepository
 
@@ -54,6 +54,7 @@ class GitVersionStore:
                 remove_folder(folder / name)
                 (folder / name).unlink(missing_ok=True)
             write_bytes(folder / "config", CONFIG)
+            Objects(folder).expire(frozenset())
             git = Git(folder)
             author = signature(git, self._committer)
             message = format_message("Repository created", {})

@@ -228,7 +228,7 @@ def remove_unreachable(objects: Objects, grace_seconds: float, expired: frozense
     found = [path for path in store.glob("??/*") if path.parent.name + path.name not in reached]
     found += [path for path in store.glob("tmp_object_*") if path.is_file()]
     found += [p for p in (objects.folder / "lfs").rglob("*") if p.is_file() and p.name not in reached]
-    if not dry_run:
+    if not dry_run and expired != objects.expired():
         objects.expire(expired)  # first: a release that lost a file must say so, not look damaged
     limit, freed = time.time() - grace_seconds, 0
     for path in found:

@@ -32,6 +32,7 @@ _POINTER = re.compile(
     re.ASCII,
 )
 _POINTER_MAX_BYTES = 200
+_MEND = "Run `rag fsck --repair`."
 _RESTORE = "Run `rag fsck`; restore it from a clone or backup."
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO)
 _DAMAGE = ("mismatch", "corrupt", "parse", "inflat", "not found", "invalid", "no match", "truncated")
@@ -209,19 +210,16 @@ class Objects:
         """Commits whose content gc was told to let go. Raises DamagedError."""
         try:
             digest, _, commits = self.ledger.read_text(encoding="utf-8").partition("\n")
-        except FileNotFoundError:
-            return frozenset()
         except (OSError, ValueError) as error:
-            raise DamagedError(f"{self.ledger} cannot be read: {error}.", hint=_RESTORE) from error
+            raise DamagedError(f"{self.ledger} cannot be read: {error}.", hint=_MEND) from error
         if hashlib.sha256(commits.encode()).hexdigest() != digest:
-            raise DamagedError(f"{self.ledger} does not match its hash.", hint="Run `rag fsck --repair`.")
+            raise DamagedError(f"{self.ledger} does not match its hash.", hint=_MEND)
         return frozenset(commits.split())
 
     def expire(self, commits: frozenset[str]) -> None:
         """Note those commits, and only those, as expired. Raises StorageError."""
-        if commits != self.expired():
-            lines = "".join(f"{commit}\n" for commit in sorted(commits))
-            write_bytes(self.ledger, f"{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}".encode())
+        lines = "".join(f"{commit}\n" for commit in sorted(commits))
+        write_bytes(self.ledger, f"{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}".encode())
 
     def require(self, blobs: set[str]) -> None:
         """Refuse to publish staged content that a gc removed; the caller holds the lock gc takes."""

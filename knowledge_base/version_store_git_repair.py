@@ -178,7 +178,6 @@ def _repair_ledger(objects: Objects) -> list[str]:
         waiting += git[oid].parent_ids
         if oid not in heads and not _whole(objects, git, git[oid].tree_id):
             expired.add(str(oid))
-    remove_file(objects.ledger)
     objects.expire(frozenset(expired))
     return [f"the list of expired releases, {len(expired)} of them"]
 
