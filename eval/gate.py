@@ -1,6 +1,6 @@
 """May a candidate replace what is live? Pure: scores in, verdict out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from eval.metrics import METRICS, METRICS_VERSION, Scores
@@ -21,9 +21,10 @@ _RESAMPLES = 2000
 
 
 class MetricVerdict(Frozen):
-    """One metric of candidate and baseline on the questions both were measured on.
+    """One metric of candidate and baseline, both over the `n` questions that both were measured on.
 
-    `delta` is the mean paired difference, `interval` its 95 % bootstrap interval.
+    `delta` is the mean paired difference, `interval` its 95 % bootstrap interval; `unpaired` counts
+    the questions that only one of the two has a value for. Without a baseline, the candidate alone.
     """
 
     name: str
@@ -32,6 +33,7 @@ class MetricVerdict(Frozen):
     delta: float | None
     interval: tuple[float, float] | None
     n: int
+    unpaired: int = 0
 
 
 class Loss(Frozen):
@@ -73,12 +75,14 @@ def judge(
     golden: str,
     margins: Mapping[str, float] = MARGINS,
     obstacle: str = "",
+    warnings: Sequence[str] = (),
 ) -> Verdict:
     """Compare a candidate's scores with the baseline's on the same questions.
 
     A primary metric fails when its mean falls by more than its margin and the whole interval of the
     paired difference lies below zero: worse, and credibly so. An invalid citation always fails.
-    `obstacle` says why there is no baseline although there should be one.
+    `obstacle` says why there is no baseline although there should be one; `warnings` are reasons that
+    do not change the status.
     """
     metrics = tuple(_compare(name, candidate, baseline) for name in METRICS)
     worse = _credibly_worse(metrics, margins)
@@ -90,8 +94,11 @@ def judge(
     status: Status = "FAIL" if worse else "INCOMPLETE" if missing else "PASS"
     losses = _losses(candidate, baseline, margins) if baseline else ()
     reasons = worse + missing + _describe(losses)
+    if status == "PASS" and baseline is None:
+        reasons.append("nothing to compare with: the first scores of these golden questions")
     if not candidate.rows:
         status, reasons = "UNEVALUATED", ["there are no golden questions (golden/*.jsonl)"]
+    reasons += warnings
     return Verdict(
         status=status,
         reasons=tuple(reasons),
@@ -149,15 +156,16 @@ def _describe(losses: Iterable[Loss]) -> list[str]:
 def _compare(name: str, candidate: Scores, baseline: Scores | None) -> MetricVerdict:
     new = candidate.values(name)
     old = baseline.values(name) if baseline else {}
-    paired = sorted(new.keys() & old.keys())
-    differences = [new[key] - old[key] for key in paired]
+    paired = sorted(new.keys() & old.keys() if baseline else new)
+    differences = [new[key] - old[key] for key in paired] if baseline else []
     return MetricVerdict(
         name=name,
-        candidate=_mean(list(new.values())),
-        baseline=_mean(list(old.values())),
+        candidate=_mean([new[key] for key in paired]),
+        baseline=_mean([old[key] for key in paired]) if baseline else None,
         delta=_mean(differences),
         interval=bootstrap_interval(differences),
-        n=len(paired) if baseline else len(new),
+        n=len(paired),
+        unpaired=len(new.keys() ^ old.keys()) if baseline else 0,
     )
 
 

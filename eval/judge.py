@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from knowledge_base.sentences import split_sentences
 
-JUDGE = "lexical-1"
+JUDGE = "lexical-2"
 SUPPORT_THRESHOLD = 0.6
 _WINDOW = 3
 _MARKER = re.compile(r"\s*\[\d+\]")

@@ -1,4 +1,4 @@
-"""The nightly report, a first version: what changed, golden results, recent answers."""
+"""The nightly report: what changed, golden results, recent answers. It has no drift tests yet."""
 
 import html
 import json
@@ -8,13 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.evaluate import evaluate_release
+from eval.evaluate import evaluate_release, release_before
+from eval.gate import Verdict
 from eval.judge import JUDGE, faithfulness
 from eval.metrics import citation_validity
 from knowledge_base.difference import diff_releases
 from knowledge_base.durable import write_bytes
 from knowledge_base.errors import NotFoundError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.lifecycle import NO_GATE
 from knowledge_base.release import Frozen
 from knowledge_base.snapshot import Snapshot
 from rag.answer import Answer
@@ -73,6 +75,7 @@ def write_report(
             reasons += verdict.reasons
         elif verdict.status == "INCOMPLETE":
             blind += verdict.reasons
+        reasons += _ungated(knowledge_base, release, verdict)
     except PlumblineError as error:
         blind.append(f"golden questions: {error.message}")
     answers: dict[str, Any] = {}
@@ -103,6 +106,20 @@ def write_report(
         output / "report.json", (json.dumps(report.model_dump(), indent=2, sort_keys=True) + "\n").encode()
     )
     return report
+
+
+def _ungated(knowledge_base: KnowledgeBase, release: str, verdict: Verdict) -> list[str]:
+    """What to say of a release that was published past the gate; `verdict` is the report's own."""
+    if knowledge_base.repository.get_commit(release).metadata.get("verdict") != NO_GATE:
+        return []
+    before = release_before(knowledge_base, release)
+    told = f"{release[:12]} was published without the gate ({NO_GATE})"
+    if not before or verdict.status == "UNEVALUATED":
+        return [f"{told}, and there is nothing to judge it by"]
+    if verdict.baseline != before:
+        verdict = evaluate_release(knowledge_base, release, before)
+    compared = f"{told}; against {before[:12]}, the release before, it is a {verdict.status}"
+    return [": ".join([compared, "; ".join(verdict.reasons)]) if verdict.reasons else compared]
 
 
 def _previous(path: Path, knowledge_base: KnowledgeBase, release: str, date: str) -> str:
@@ -177,8 +194,8 @@ def render(report: Report) -> str:
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width'>"
-        f"<title>Plumbline report {report.date}</title><style>{_STYLE}</style>"
-        f"<h1>Drift and faithfulness</h1>{''.join(parts)}</html>\n"
+        f"<title>Nightly report {report.date}</title><style>{_STYLE}</style>"
+        f"<h1>Nightly report</h1>{''.join(parts)}</html>\n"
     )
 
 
@@ -205,12 +222,13 @@ def _changes(report: Report) -> str:
 
 def _golden(golden: dict[str, Any]) -> str:
     if not golden.get("questions"):
-        return "<p>There are no golden questions: put some into golden/*.jsonl.</p>"
+        return "<p>There are no golden questions in it: put some into golden/*.jsonl, then ingest.</p>"
     rows = []
     for m in golden["metrics"]:
         value = f"{_text(m['candidate'])} (was {_text(m['baseline'])}, n={m['n']})"
         rows.append((m["name"], value, _meter(m["name"], m["candidate"])))
-    return f"<p>{golden['status']} on {golden['questions']} questions.</p>" + _table(
+    told = "".join(f"<li>{html.escape(reason)}</li>" for reason in golden["reasons"])
+    return f"<p>{golden['status']} on {golden['questions']} questions.</p><ul>{told}</ul>" + _table(
         ("metric", "value", ""), rows
     )
 

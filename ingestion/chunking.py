@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from knowledge_base.documents import Chunk, Document, Section
 from knowledge_base.release import ChunkerSettings, Fingerprint
-from knowledge_base.sentences import split_sentences
+from knowledge_base.sentences import split_sentences, split_units
 
 Tokenize = Callable[[str], Sequence[int]]
 """Token ids of a text, without special tokens and without truncation."""
 
 # Part of the fingerprint: raise it when the code below, or the sentences it uses, would split differently.
-_RULES = 2
+_RULES = 3
 # Beyond this many characters a token is not a word: WordPiece takes a megabyte without a space for one.
 _TOKEN_CHARACTERS = 32
 
@@ -79,18 +79,16 @@ class Chunker:
         spans: set[tuple[int, int]] = set()
         for start, end in self._regions(document):
             spans.update(self._spans(text, start, end))
-        sections = document.sections
-        starts = [section.start for section in sections]
-        return [_chunk(document, start, end, sections, starts) for start, end in sorted(spans)]
+        outline = _Outline(document)
+        return [outline.chunk(start, end) for start, end in sorted(spans)]
 
-    def _regions(self, document: Document) -> Iterator[tuple[int, int]]:
+    def _regions(self, document: Document) -> list[tuple[int, int]]:
         """Stretches that no chunk may leave: pages always, sections for the markdown splitter."""
         text = document.text
         bounded = self._settings.splitter == "markdown" or any(s.page for s in document.sections)
         edges = [section.start for section in document.sections if section.start] if bounded else []
-        for start, end in zip([0, *edges], [*edges, len(text)], strict=True):
-            if text[start:end].strip():
-                yield start, end
+        regions = list(zip([0, *edges], [*edges, len(text)], strict=True))
+        return _Outline(document).joined([(start, end) for start, end in regions if text[start:end].strip()])
 
     def _spans(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Spans of the pieces that the splitter makes of text[start:end].
@@ -150,9 +148,53 @@ def _skip_space(text: str, start: int, end: int) -> int:
     return start
 
 
-def _chunk(document: Document, start: int, end: int, sections: Sequence[Section], starts: list[int]) -> Chunk:
-    number = bisect.bisect_right(starts, start) - 1
-    section = sections[number] if number >= 0 else Section(0, 0)
-    if start >= section.end:
-        section = Section(start, end)
-    return Chunk(document.path, start, end, document.text[start:end], section.heading, section.page)
+class _Outline:
+    """Where the headings and pages of a document are."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._starts = [section.start for section in document.sections]
+
+    def chunk(self, start: int, end: int) -> Chunk:
+        """The chunk of a span, under the headings of its first words that are no heading themselves."""
+        first = self._after_headings(start, end)
+        section = self._section(first if first < end else start)
+        text = self._document.text[start:end]
+        return Chunk(self._document.path, start, end, text, section.heading, section.page)
+
+    def joined(self, regions: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The regions, those of headings alone joined to what follows or, at the end, to what is before.
+
+        A chunk that only says "# Refunds" is the nearest passage to every question about refunds, and
+        answers none. Nothing is joined to what is on another page.
+        """
+        joined: list[tuple[int, int]] = []
+        bare = False
+        for start, end in regions:
+            alone = self._after_headings(start, end) >= end
+            if bare and self._same_page(joined[-1][0], start):
+                joined[-1] = (joined[-1][0], end)
+            else:
+                joined.append((start, end))
+            bare = alone
+        if bare and len(joined) > 1 and self._same_page(joined[-2][0], joined[-1][0]):
+            joined[-2:] = [(joined[-2][0], joined[-1][1])]
+        return joined
+
+    def _section(self, at: int) -> Section:
+        number = bisect.bisect_right(self._starts, at) - 1
+        section = self._document.sections[number] if number >= 0 else Section(0, 0)
+        return section if at < section.end else Section(at, at)
+
+    def _same_page(self, one: int, other: int) -> bool:
+        return self._section(one).page == self._section(other).page
+
+    def _after_headings(self, start: int, end: int) -> int:
+        """Where the headings that a span begins with are over: its end when it holds nothing else."""
+        text = self._document.text[start:end]
+        for unit in split_units(text):
+            # Those of an office document have no marks: they are lines like any other.
+            known = self._section(start + unit.start).heading[-1:]
+            if unit.kind != "heading" and known != (text[unit.start : unit.end],):
+                return start + unit.start
+        return end

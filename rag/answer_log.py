@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
 from sqlalchemy import (
     Boolean,
     Column,
@@ -19,9 +20,9 @@ from sqlalchemy import (
     insert,
     select,
 )
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from knowledge_base.errors import StorageError
+from knowledge_base.errors import SettingsError, StorageError
 from rag.answer import Answer
 
 _METADATA = MetaData()
@@ -36,12 +37,20 @@ _ANSWERS = Table(
     Column("record", Text, nullable=False),
 )
 
+# What to install for a module that is missing, where the two have different names.
+_DISTRIBUTIONS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+
 
 class AnswerLog:
-    """Appends answers and reads recent ones back."""
+    """Appends answers and reads recent ones back.
+
+    Raises:
+        SettingsError: The URL is none, or the driver it needs is not installed.
+        StorageError: The database cannot be reached or written.
+    """
 
     def __init__(self, url: str) -> None:
-        self._engine: Engine = create_engine(url)
+        self._engine = _open(url)
         if url.startswith("sqlite"):
             event.listen(self._engine, "connect", _wait_for_other_writers)
         with _storage_errors():
@@ -78,12 +87,39 @@ def _wait_for_other_writers(connection: object, _: object) -> None:
     cursor.close()
 
 
+def _open(url: str) -> Engine:
+    try:
+        return create_engine(url)
+    except ImportError as error:
+        driver = error.name or "its driver"
+        raise SettingsError(
+            f"PLUMBLINE_ANSWER_LOG: this database needs {driver}, which is not installed.",
+            hint=f"Run: pip install {_DISTRIBUTIONS.get(driver, driver)}, or name another driver, "
+            "as in postgresql+psycopg://.",
+        ) from error
+    except (ArgumentError, ValueError) as error:
+        # No part of the URL is repeated: it may hold a password.
+        reason = _reason(error) if isinstance(error, ArgumentError) else "its port is not a number"
+        raise SettingsError(
+            f"PLUMBLINE_ANSWER_LOG is not a database URL: {reason}.",
+            hint="For example sqlite:////var/lib/plumbline/answers.sqlite, or "
+            "postgresql+psycopg://user@host/name.",
+        ) from error
+
+
 @contextmanager
 def _storage_errors() -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValidationError) as error:
         raise StorageError(
-            f"The answer log cannot be used: {type(error).__name__}.",
+            f"The answer log cannot be used: {_reason(error)}.",
             hint="Check its database; answers are served without it.",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The database's own words, in one line, without SQLAlchemy's statement and links."""
+    told = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    words = str(told).split("(Background on this error")[0]
+    return " ".join(words.split())[:300].rstrip(".") or type(error).__name__

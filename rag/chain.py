@@ -15,6 +15,7 @@ from knowledge_base.embedders import Embedder
 from knowledge_base.release import AnswerSettings
 from rag.answer import Answer, Citation, Context, ReleaseRef
 from rag.extractive import Sentence, choose, find_support
+from rag.quotable import shown
 from rag.retriever import Retriever
 
 ABSTENTION = "The knowledge base holds no supported answer to this question."
@@ -74,7 +75,7 @@ def build_chain(
         return Answer(
             id=uuid.uuid4().hex,
             question=inputs["question"],
-            answer=" ".join(f"{s.text} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION,
+            answer=" ".join(f"{shown(s.text)} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION,
             abstained=not quoted,
             release=release,
             citations=tuple(_citation(i, sentence, release.commit) for i, sentence in enumerate(quoted, 1)),

@@ -1,7 +1,7 @@
 """The answerer without a language model: it quotes the sentences that answer, or abstains.
 
 A sentence is scored by what it shares with the question: the share of the question's terms it holds,
-weighted by how rare each is in the retrieved passages, and the cosine of the two vectors. Nothing is
+weighted by how rare each is in the retrieved passages, and the cosine of the two vectors. No word is
 ever written that does not stand in a document.
 """
 
@@ -15,10 +15,9 @@ import numpy as np
 
 from knowledge_base.embedders import Embedder
 from knowledge_base.lexical import Analyzer
-from knowledge_base.sentences import split_sentences
 from rag.answer import Context
+from rag.quotable import Quotable, quotables
 
-_MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|^\s*\||```")
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 _QUESTION_WORDS = frozenset(
     """
@@ -27,15 +26,13 @@ _QUESTION_WORDS = frozenset(
     whose why will with would you your
     """.split()  # noqa: SIM905 - a list of quoted words is no easier to read
 )
-_MIN_WORDS = 4
-_MAX_CHARACTERS = 600
 _PASSAGES_READ = 5
 _SENTENCES_EMBEDDED = 24
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of a retrieved passage; `start` and `end` count in the document's text."""
+    """A sentence of a retrieved passage, or a row; `start` and `end` count in the document's text."""
 
     context: Context
     start: int
@@ -49,22 +46,20 @@ def find_support(
 ) -> list[Sentence]:
     """Sentences of the passages with how well each supports an answer (0 to 1), best first."""
     analyzer = Analyzer(language)
-    sentences = _candidates(contexts[:_PASSAGES_READ])
-    if not sentences:
+    found = [(context, part) for context in contexts[:_PASSAGES_READ] for part in quotables(context)]
+    if not found:
         return []
     asked = _question_terms(question, analyzer)
-    terms = [Counter(analyzer.terms(sentence.text)) for sentence in sentences]
+    terms = [Counter(analyzer.terms(part.searched)) for _, part in found]
     weights = _rarity(asked, terms)
     overlap = [sum(weights[t] for t in asked if t in counts) for counts in terms]
     # A cosine costs milliseconds, so only the lexically promising sentences get one.
-    order = sorted(range(len(sentences)), key=lambda i: (-overlap[i], -sentences[i].context.score, i))
+    order = sorted(range(len(found)), key=lambda i: (-overlap[i], -found[i][0].score, i))
     chosen = order[:_SENTENCES_EMBEDDED]
-    vectors = embedder.embed_documents([sentences[i].text for i in chosen])
+    vectors = embedder.embed_documents([found[i][1].searched for i in chosen])
     cosines = vectors @ embedder.embed_query(question)
     scored = [
-        Sentence(s.context, s.start, s.end, s.text, round(float(_support(overlap[i], cosine)), 4))
-        for i, cosine in zip(chosen, cosines, strict=True)
-        for s in (sentences[i],)
+        _sentence(*found[i], _support(overlap[i], cosine)) for i, cosine in zip(chosen, cosines, strict=True)
     ]
     return sorted(scored, key=lambda s: (-s.support, -s.context.score, s.context.path, s.start))
 
@@ -85,20 +80,10 @@ def choose(sentences: Sequence[Sentence], *, minimum: float, maximum: int) -> li
     return chosen
 
 
-def _candidates(contexts: Sequence[Context]) -> list[Sentence]:
-    sentences = []
-    for context in contexts:
-        for start, end in split_sentences(context.text):
-            text = context.text[start:end]
-            words = len(_WORDS.findall(text))
-            if words >= _MIN_WORDS and len(text) <= _MAX_CHARACTERS and not _unquotable(text):
-                sentences.append(Sentence(context, context.start + start, context.start + end, text))
-    return sentences
-
-
-def _unquotable(text: str) -> bool:
-    """Questions answer nothing, and markup, tables and code are no sentences."""
-    return text.endswith("?") or bool(_MARKUP.search(text))
+def _sentence(context: Context, part: Quotable, support: float) -> Sentence:
+    text = context.text[part.start : part.end]
+    weighted = round(float(support * part.weight), 4)
+    return Sentence(context, context.start + part.start, context.start + part.end, text, weighted)
 
 
 def _question_terms(question: str, analyzer: Analyzer) -> list[str]:

@@ -19,6 +19,7 @@ from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.errors import DamagedError, SettingsError
 from knowledge_base.home import KnowledgeBase
+from knowledge_base.lifecycle import Judgement
 from rag.answer import Answer, ReleaseRef
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
@@ -45,9 +46,21 @@ GOLDEN = [
 def golden(knowledge_base: KnowledgeBase, sources: Path) -> KnowledgeBase:
     rows = "\n".join(json.dumps(row) for row in GOLDEN)
     (knowledge_base.root / "golden" / "main.jsonl").write_text(rows)
-    result = ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    result = ingest(knowledge_base, list_sources([str(sources)]), IngestOptions(), gate=passed)
     assert result.changed == ("golden",)
     return knowledge_base
+
+
+def passed(candidate: str, live: str) -> Judgement:
+    """A gate that lets everything through, so that what it lets through counts as judged."""
+    return Judgement("PASS", True)
+
+
+def lose_answers(knowledge_base: KnowledgeBase, sources: Path, branch: str = "main") -> None:
+    """Ingest, past the gate, a release without the documents that the golden questions require."""
+    for name in ("install.md", "history.md", "security.md"):
+        (sources / name).unlink()
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions(branch=branch, prune=True))
 
 
 @pytest.fixture
@@ -150,9 +163,52 @@ def test_questions_that_got_worse_are_named_even_when_the_verdict_is_pass() -> N
     assert verdict.reasons == ("1 question(s) score lower than before: 0",)
 
 
+def test_a_difference_is_of_the_questions_that_both_releases_answered() -> None:
+    before = scores(answer_rouge=[0.5, 0.5])
+    after = Scores("c", (*scores(answer_rouge=[0.4, 0.4]).rows, Row("new", (Score("answer_rouge", 1.0),))))
+    found = {metric.name: metric for metric in judge(after, before, golden="").metrics}["answer_rouge"]
+    assert (found.candidate, found.baseline, found.delta) == (0.4, 0.5, -0.1)
+    assert (found.n, found.unpaired) == (2, 1)
+
+
 def test_without_golden_questions_the_release_is_unevaluated(knowledge_base: KnowledgeBase) -> None:
     verdict = evaluate_release(knowledge_base, "main")
     assert verdict.status == "UNEVALUATED" and verdict.publishable
+
+
+def test_golden_files_that_no_release_holds_yet_are_mentioned(knowledge_base: KnowledgeBase) -> None:
+    assert len(evaluate_release(knowledge_base, "main").reasons) == 1
+    (knowledge_base.root / "golden" / "main.jsonl").write_text(json.dumps(GOLDEN[0]))
+    verdict = evaluate_release(knowledge_base, "main")
+    assert verdict.status == "UNEVALUATED"
+    assert verdict.reasons[1] == "1 golden file(s) are not committed yet: run `rag ingest`"
+
+
+def test_a_golden_question_whose_document_is_not_there_is_named(
+    knowledge_base: KnowledgeBase, sources: Path
+) -> None:
+    rows = [GOLDEN[0], {"id": "typo", "question": "Who founded it?", "document": "histroy.md"}]
+    (knowledge_base.root / "golden" / "main.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    verdict = evaluate_release(knowledge_base, "main")
+    assert verdict.status == "PASS"
+    (named,) = [reason for reason in verdict.reasons if "histroy.md" in reason]
+    assert "'typo'" in named
+
+
+def test_what_serves_is_compared_with_the_release_before_it(golden: KnowledgeBase, sources: Path) -> None:
+    before = golden.repository.resolve("main")
+    lose_answers(golden, sources)
+    verdict = evaluate_release(golden, "main")
+    assert (verdict.status, verdict.baseline) == ("FAIL", before)
+
+
+def test_first_scores_are_said_to_be_compared_with_nothing(empty_kb: KnowledgeBase, sources: Path) -> None:
+    (empty_kb.root / "golden" / "main.jsonl").write_text(json.dumps(GOLDEN[0]))
+    ingest(empty_kb, list_sources([str(sources)]), IngestOptions())
+    verdict = evaluate_release(empty_kb, "main")
+    assert (verdict.status, verdict.baseline) == ("PASS", "")
+    assert verdict.reasons == ("nothing to compare with: the first scores of these golden questions",)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.lists(st.floats(0, 1), min_size=1, max_size=20))
@@ -225,9 +281,7 @@ def test_a_release_of_another_embedder_still_gets_a_verdict(
 
 
 def test_losing_a_required_document_shows(golden: KnowledgeBase, sources: Path) -> None:
-    for name in ("install.md", "history.md", "security.md"):
-        (sources / name).unlink()
-    ingest(golden, list_sources([str(sources)]), IngestOptions(branch="worse", prune=True))
+    lose_answers(golden, sources, branch="worse")
     verdict = evaluate_release(golden, "worse", "main")
     assert verdict.status == "FAIL"
     assert any("context_recall" in reason for reason in verdict.reasons)
@@ -242,7 +296,7 @@ def test_the_report_says_what_changed_since_the_last(
     assert (first.verdict, first.exit_code, first.previous) == ("OK", 0, "")
     assert first.answers["faithfulness"] == first.answers["citation_validity"] == 1.0
     (sources / "a<b>.md").write_text("A new document about lighthouses and their keepers.")
-    ingest(golden, list_sources([str(sources)]), IngestOptions())
+    ingest(golden, list_sources([str(sources)]), IngestOptions(), gate=passed)
     second = write_report(golden, log, tmp_path / "report", now=now)
     assert second.changes["documents"]["added"] == ["a<b>.md"]
     before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
@@ -253,6 +307,21 @@ def test_the_report_says_what_changed_since_the_last(
     page = before["report.html"].decode()
     assert "a&lt;b&gt;.md" in page and "a<b>" not in page and "http" not in page
     assert json.loads((tmp_path / "report" / "report.json").read_text())["schema_version"] == 1
+
+
+def test_the_report_warns_of_a_release_that_was_published_past_the_gate(
+    golden: KnowledgeBase, sources: Path, log: AnswerLog, tmp_path: Path
+) -> None:
+    before = golden.repository.resolve("main")
+    lose_answers(golden, sources)
+    released = golden.repository.resolve("main")
+    for day in (21, 22):  # the second report compares with the release of the first: the same one
+        report = write_report(golden, log, tmp_path, now=datetime(2026, 11, day, tzinfo=UTC))
+        assert (report.verdict, report.exit_code) == ("WARN", 1)
+        (told,) = [reason for reason in report.reasons if "NO-GATE" in reason]
+        assert released[:12] in told and before[:12] in told
+        assert "FAIL" in told and "context_recall fell by" in told
+    assert "Nightly report" in (tmp_path / "report.html").read_text()
 
 
 def test_a_report_that_measured_nothing_is_blind(
@@ -274,6 +343,7 @@ def test_answers_that_do_not_verify_or_whose_release_is_gone_show_in_the_report(
     forged = answer.citations[0].model_copy(update={"quote": "<script>alert(1)</script>"})
     log.append(answer.model_copy(update={"citations": (forged,)}))
     report = write_report(knowledge_base, log, tmp_path, now=now)
-    assert report.verdict == "WARN" and "does not verify" in report.reasons[0]
+    assert report.verdict == "WARN"
+    assert "a citation of a recent answer does not verify" in report.reasons
     assert (report.answers["n"], report.answers["unknown_release"]) == (2, 1)
     assert "<script" not in (tmp_path / "report.html").read_text()

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingestion import readers
+from ingestion import readers, readers_text
 from ingestion.readers import extract
+from ingestion.readers_outline import Extracted, clean
 from knowledge_base.errors import DocumentError
 
 DATA = Path(os.environ.get("PLUMBLINE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -290,6 +291,23 @@ def test_epub_rtf_csv_and_notebook_like_json_are_read(tmp_path: Path) -> None:
     assert extract("a.json", b'{"a": [1]}').text == '{"a": [1]}'
 
 
+@pytest.mark.parametrize(
+    "text", ['\ufeff{"a": 1}', '{"a": 1}\n\n{"b": 2}\n', '{"a": ' + "9" * 5000 + "}", "[NaN]"]
+)
+def test_json_that_parses_is_kept_as_it_is(text: str) -> None:
+    assert extract("a.json", text.encode()).text == text.removeprefix("\ufeff")
+
+
+def test_rtf_with_a_stray_mark_keeps_the_words_after_it() -> None:
+    assert extract("a.rtf", rb"{\rtf1 One {\b\*\cs7 two} {\*\generator no}three}").text == "One two three"
+
+
+def test_rtf_that_has_only_a_header_gives_its_words() -> None:
+    header = rb"{\header\pard Animal Hospital}"
+    assert extract("a.rtf", rb"{\rtf1 " + header + b"}").text.strip() == "Animal Hospital"
+    assert extract("a.rtf", rb"{\rtf1 " + header + b"Body}").text.strip() == "Body"
+
+
 def test_a_mail_is_its_headers_and_its_words_without_attachments() -> None:
     mail = b"""Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\nFrom: a@b.c\nMIME-Version: 1.0
 Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: text/html; charset=latin-1\n
@@ -321,6 +339,10 @@ Content-Transfer-Encoding: base64\n\nUEsDBBQAAAAA\n--x--\n"""
         ("a.txt", lambda: bytes(range(256)) * 40, "binary"),
         ("a.txt", lambda: b"words " * 40_000 + bytes(range(32)) * 400, "binary"),
         ("a.docx", lambda: packed({"[Content_Types].xml": "x", "word/x": bytes(60_000_000)}), "60 MB"),
+        ("a.json", lambda: b'{"a": ', "damaged: not JSON (Expecting value: line 1 column 7"),
+        ("a.json", lambda: b'{"a": 1}\n{"a": ', "damaged: not JSON"),
+        ("a.docx", lambda: docx(("", "")), "no text found in the parts of it that are read"),
+        ("a.eml", lambda: b"X-Mailer: none\n\n", "no text found in the parts of it that are read"),
     ],
 )
 def test_what_cannot_be_read_says_why(name: str, make: Callable[[], bytes], words: str) -> None:
@@ -367,10 +389,10 @@ def test_a_parser_that_loops_is_stopped_even_when_it_catches_everything(
 
 @pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError(), KeyError("x"), ValueError("a\nb")])
 def test_whatever_a_parser_raises_becomes_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(path: str, content: bytes) -> readers.Extracted:
+    def fail(path: str, content: bytes) -> Extracted:
         raise error
 
-    monkeypatch.setattr(readers, "_read_text", fail)
+    monkeypatch.setattr(readers, "read_text", fail)
     assert type(error).__name__ in reason("a.txt", b"x")
 
 
@@ -435,6 +457,6 @@ def test_naughty_strings_survive_as_text_files() -> None:
             try:
                 found = extract(name, text.encode("utf-8", "surrogatepass")).text
             except DocumentError:
-                assert readers._INVISIBLE.fullmatch(text) or len(readers._CONTROL.findall(text)) > 8
+                assert readers._INVISIBLE.fullmatch(text) or len(readers_text._CONTROL.findall(text)) > 8
             else:
-                assert found == readers._clean(text.removeprefix("\ufeff"))
+                assert found == clean(text.removeprefix("\ufeff"))

@@ -1,0 +1,165 @@
+"""Which spans of a passage may be quoted as an answer, and how a quote is shown."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from knowledge_base.sentences import Unit, split_units
+from rag.answer import Context
+
+_MIN_WORDS = 4
+_MAX_CHARACTERS = 600
+_MAX_OBJECT = 300
+_POINTER_WEIGHT = 0.5
+
+_WORDS = re.compile(r"[^\W\d_]{2,}")
+_TERMS = re.compile(r"[^\W_]+")
+_MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|```")
+_BELOW_HEADER = re.compile(r"[ \t|:-]*-[ \t|:-]*")
+_LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
+_NO_WORDS = re.compile(r"\{\{[%<].*?[%>]\}\}|!\[[^\]]*\]\([^)]*\)", re.DOTALL)
+_ADDRESS = re.compile(r"^\[[^\]]+\]:\s.*|<?https?://\S+", re.MULTILINE)
+_LABEL = re.compile(r"(\*\*|__)[^*]+\1[:.]?")
+_LEAD = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+(?:\[[ xX]\][ \t]+)?")
+_QUOTE_MARK = re.compile(r"^[ \t]*>[ \t]?", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n---[ \t]*(?:\n|\Z)", re.DOTALL)
+_POINTS = re.compile(
+    r"(?:(?:for|to|if)\b[^.]*?,\s*)?(?:please\s+|also\s+|you can\s+)*"
+    r"(?:see|refer to|read|visit|check out|consult|head (?:over )?to|take a look at|"
+    r"learn (?:more|how|about))\b",
+    re.IGNORECASE,
+)
+_ELSEWHERE = re.compile(
+    r"\b(?:guides?|docs|documentation|sections?|pages?|articles?|tutorials?|references?|here|below|above|"
+    r"chapters?|manuals?|how-?tos?|quickstarts?|samples?|examples?|overview|more)\b",
+    re.IGNORECASE,
+)
+_OBJECT = re.compile(r'(?:"[^"\n]*"\s*:\s*)?\{[^{}]*\}')
+_PAIR = re.compile(r'"[^"\n]*"\s*:\s*(?:"(?:[^"\\\n]|\\.)*"|[^\s,{}\[\]"]+)')
+
+_TABLES = {".csv", ".tsv", ".xlsx", ".xls"}
+_JSON = {".json", ".jsonl", ".ndjson"}
+# Where a line that begins with "# " is a comment, and may well say what is asked for.
+_COMMENTED = {
+    ".py",
+    ".sh",
+    ".bash",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".ini",
+    ".cfg",
+    ".conf",
+    ".rb",
+    ".r",
+    ".tf",
+    ".pl",
+}
+
+
+@dataclass(frozen=True)
+class Quotable:
+    """A span of a passage's text that may stand as an answer.
+
+    `searched` is what it is found by: its words, and for a row of a table those of its header.
+    `weight` is less than 1 for what only says where to look.
+    """
+
+    start: int
+    end: int
+    searched: str
+    weight: float = 1.0
+
+
+def quotables(context: Context) -> Iterator[Quotable]:
+    """What may be quoted of a passage: sentences and list items, rows of a table, objects of JSON."""
+    suffix = PurePosixPath(context.path).suffix.lower()
+    if suffix in _TABLES:
+        return _rows(context)
+    if suffix in _JSON:
+        return _objects(context.text)
+    return _sentences(context, comments=suffix in _COMMENTED)
+
+
+def shown(quote: str) -> str:
+    """A quote as it stands in an answer: on one line, without bullets, links, emphasis and outer bars."""
+    text = _NO_WORDS.sub("", _QUOTE_MARK.sub("", quote))
+    text = _LINK.sub(r"\1", _LEAD.sub("", text, count=1) if _LEAD.match(text) else text)
+    text = re.sub(r"[ ]*\t+[ ]*", " | ", text.strip().replace("**", ""))
+    return " ".join(text.split()).removeprefix("| ").removesuffix(" |")
+
+
+def _sentences(context: Context, *, comments: bool) -> Iterator[Quotable]:
+    front = _FRONT_MATTER.match(context.text) if context.start == 0 else None
+    units = split_units(context.text)
+    for unit, after in zip(units, [*units[1:], None], strict=True):
+        text = context.text[unit.start : unit.end]
+        header = after is not None and _BELOW_HEADER.fullmatch(context.text, after.start, after.end)
+        if (front and unit.start < front.end()) or (unit.kind == "row" and header):
+            continue
+        if not _states(unit, text, context, comments=comments):
+            continue
+        words = shown(text)
+        yield Quotable(unit.start, unit.end, words, _POINTER_WEIGHT if _points(text, words) else 1.0)
+
+
+def _states(unit: Unit, text: str, context: Context, *, comments: bool) -> bool:
+    """Whether a unit can say something: headings, code, questions and bare links cannot."""
+    if unit.kind == "code" or (unit.kind == "heading" and not comments) or text in context.heading:
+        return False
+    if len(text) > _MAX_CHARACTERS or text.endswith("?") or _MARKUP.search(text):
+        return False
+    plain = _ADDRESS.sub(" ", _LINK.sub(" ", _NO_WORDS.sub(" ", text)))
+    return (
+        len(_WORDS.findall(text)) >= _MIN_WORDS
+        and len(_TERMS.findall(plain)) >= 2
+        and not _LABEL.fullmatch(_LEAD.sub("", plain, count=1).strip())
+    )
+
+
+def _points(text: str, words: str) -> bool:
+    """Whether a sentence only says where to look, or announces what comes after it."""
+    if words.endswith(":"):
+        return True
+    return bool(_POINTS.match(words) and (_LINK.search(text) or _ELSEWHERE.search(words)))
+
+
+def _rows(context: Context) -> Iterator[Quotable]:
+    """Rows, each found by its own words and those of the header, where the passage begins with it."""
+    header = ""
+    begins = context.start == 0
+    for start, line in _lines(context.text):
+        if line in context.heading:
+            begins = True  # the name of a sheet, and the header after it
+        elif begins:
+            header, begins = line, False
+        elif len(_TERMS.findall(line)) >= 2 and len(line) <= _MAX_CHARACTERS:
+            yield Quotable(start, start + len(line), f"{header} {line}".strip())
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    offset = 0
+    for line in text.split("\n"):
+        if bare := line.strip():
+            yield offset + line.index(bare), bare
+        offset += len(line) + 1
+
+
+def _objects(text: str) -> Iterator[Quotable]:
+    """The innermost objects with their names; of a long one, and outside of them, single values."""
+    offset = 0
+    for found in _OBJECT.finditer(text):
+        yield from _pairs(text, offset, found.start())
+        if found.end() - found.start() > _MAX_OBJECT:
+            yield from _pairs(text, found.start(), found.end())
+        elif len(_TERMS.findall(found[0])) >= 2:
+            yield Quotable(found.start(), found.end(), found[0])
+        offset = found.end()
+    yield from _pairs(text, offset, len(text))
+
+
+def _pairs(text: str, start: int, end: int) -> Iterator[Quotable]:
+    for pair in _PAIR.finditer(text, start, end):
+        if len(pair[0]) <= _MAX_CHARACTERS and len(_TERMS.findall(pair[0])) >= 2:
+            yield Quotable(pair.start(), pair.end(), pair[0])
