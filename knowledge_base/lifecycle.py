@@ -6,7 +6,7 @@ the branch is where it was and the work branch is swept by the next command that
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from knowledge_base.errors import (
     MergeConflictError,
     NoChangesError,
     OutdatedError,
+    PlumblineError,
 )
 from knowledge_base.home import MAIN, WORK_PREFIX, KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
@@ -96,8 +97,10 @@ def work_branch(repository: Repository, head: str) -> Iterator[str]:
     try:
         yield work
     finally:
-        if any(branch.id == work for branch in repository.list_branches(WORK_PREFIX)):
-            repository.delete_branch(work)
+        # What is published must not be reported as failed for want of tidiness: the next command sweeps.
+        with suppress(PlumblineError):
+            if any(branch.id == work for branch in repository.list_branches(WORK_PREFIX)):
+                repository.delete_branch(work)
 
 
 def sweep(repository: Repository) -> int:
@@ -292,7 +295,8 @@ def promote(
             reasons = "; ".join(landing.gate.get("reasons", [])) or landing.verdict
             raise CheckFailedError(f"The gate refuses {ref!r}: {reasons}.", hint="Nothing moved.")
         if ref.startswith(CANDIDATE_PREFIX):
-            repository.delete_branch(ref)
+            with suppress(PlumblineError):  # main has moved: a name left over is no failure
+                repository.delete_branch(ref)
         return landing
 
 
