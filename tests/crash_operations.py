@@ -42,6 +42,7 @@ SECOND: Documents = {
 NEWEST: Documents = {
     **SECOND,
     "billing.md": "# Billing\n\nInvoices are sent on the last day of each quarter.\n",
+    "canteen.md": "# Canteen\n\nSoup is served on Thursdays.\n",
     "manual.html": _large("The second manual has fourteen chapters about the roaster."),
 }
 
