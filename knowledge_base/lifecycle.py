@@ -202,7 +202,7 @@ def merge(
                 work,
                 message=text,
                 strategy=strategy or "dest-wins",
-                metadata={DRAFT: "index follows"},
+                metadata={DRAFT: "index follows"} if base != head else {},
             )
             if base != head:
                 _merge_index(knowledge_base, head, theirs, work)

@@ -24,9 +24,8 @@ from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.durable import Phase, faults
 from knowledge_base.errors import ExpiredError, NoChangesError, NotFoundError, PlumblineError
-from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.home import MAIN, WORK_PREFIX, KnowledgeBase
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import WORK_PREFIX
 from knowledge_base.release import DOCUMENTS_PREFIX
 from rag.engine import Engine
 from tests.crash_operations import (
