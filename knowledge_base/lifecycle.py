@@ -416,6 +416,8 @@ def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: s
             raise NoChangesError(
                 f"There is no release before the one on {branch!r}.", hint="`rag log` lists the releases."
             )
+        if DRAFT in repository.get_commit(target).metadata:
+            raise NotFoundError("release", target[:12], hint="It is a step inside a merge: see `rag log`.")
         if target == head:
             raise NoChangesError(
                 f"{branch!r} is already at {target[:12]}.", hint="`rag log` lists the releases."

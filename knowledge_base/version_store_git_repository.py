@@ -375,7 +375,7 @@ class GitRepository:
                 row for row in compare_trees(git, before, git[theirs.tree_id]) if row[0].startswith(prefix)
             ]
         for path, old, new in sorted(found, key=lambda row: row[0].encode()):
-            with self._expiring(ours, theirs):
+            with self._expiring(base, ours, theirs):
                 size = self._objects.info(path, new or old or "").size_bytes
             if path not in mine:
                 yield Change("added" if old is None else "removed" if new is None else "changed", path, size)
