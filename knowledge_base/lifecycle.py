@@ -17,6 +17,7 @@ from knowledge_base.errors import (
     IncompatibleError,
     MergeConflictError,
     NoChangesError,
+    NotFoundError,
     OutdatedError,
     PlumblineError,
 )
