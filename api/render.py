@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ingestion.pipeline import IngestResult, Progress
+    from ingestion.scan import IngestResult, Progress
     from knowledge_base.lifecycle import Landing
     from knowledge_base.retention import GcReport
     from rag.answer import Answer, Context

@@ -36,7 +36,7 @@ from ingestion.sources import list_sources
 from knowledge_base.documents import Chunk, Document
 from knowledge_base.embedders import Embedder, load_embedder
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import merge
+from knowledge_base.merging import merge
 from knowledge_base.release import ChunkerSettings, EmbedderSettings
 from rag.retriever import Retriever
 

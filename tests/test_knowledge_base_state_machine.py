@@ -34,7 +34,8 @@ from knowledge_base.embedders import Embedder, load_embedder
 from knowledge_base.errors import ExpiredError, MergeConflictError, NoChangesError, OutdatedError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import compact, merge, promote, rollback
+from knowledge_base.lifecycle import compact, promote, rollback
+from knowledge_base.merging import merge
 from knowledge_base.release import ChunkerSettings, DocumentChanges, EmbedderSettings
 from knowledge_base.retention import Retention, gc
 from knowledge_base.snapshot import Snapshot
