@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-all check format bench clean
+.PHONY: help install demo test test-all soak check format bench clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,17 @@ test: check  ## checks, then all tests but the slow ones
 test-all: check  ## every test
 	$(BIN)/pytest -q
 
+KILLS ?= 1000
+
+soak: $(VENV)/installed-dev  ## every fault at every durable step, then a thousand kills (KILLS=N)
+	PLUMBLINE_TEST_KILLS=$(KILLS) $(BIN)/pytest -q -s -m slow tests/test_crash_safety.py
+
 bench: $(VENV)/installed-dev  ## every benchmark (the better part of an hour)
 	$(BIN)/python -m benchmarks.chunking
 	$(BIN)/python -m benchmarks.embedding
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.versions
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -114,8 +114,11 @@ MaxMb = Annotated[int, typer.Option(min=1, help="Skip files larger than this man
 @app.command()
 def ingest(
     paths: Annotated[
-        list[str], typer.Argument(help="Folders, files, quoted globs, or - for standard input.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Folders, files, quoted globs, or - for standard input; none to apply new settings."
+        ),
+    ] = None,
     branch: Annotated[
         str, typer.Option(help="Branch to bring up to date; made from main if missing.")
     ] = "main",
@@ -143,6 +146,7 @@ def ingest(
     from ingestion.sources import list_sources
 
     knowledge_base = open_knowledge_base(kb)
+    paths = paths or []
     stdin = (stdin_name, sys.stdin.buffer.read()) if "-" in paths else None
     sources = list_sources(paths, prefix=prefix, stdin=stdin, exclude=exclude or [])
     options = IngestOptions(

@@ -150,7 +150,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Bring what a branch changed into another, index included; nothing is embedded."""
-    from knowledge_base.lifecycle import merge as run
+    from knowledge_base.merging import merge as run
 
     if source_wins and dest_wins:
         raise UsageError("--source-wins and --dest-wins exclude each other.")

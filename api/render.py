@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ingestion.pipeline import IngestResult, Progress
+    from ingestion.scan import IngestResult, Progress
     from knowledge_base.lifecycle import Landing
     from knowledge_base.retention import GcReport
     from rag.answer import Answer, Context
@@ -216,7 +216,7 @@ def print_gc(report: "GcReport") -> None:
     """What gc freed or would free."""
     console = _console()
     verb = "would free" if report.dry_run else "freed"
-    console.print(f"{report.retained} release(s) keep their content, {len(report.expired)} lose it")
+    console.print(f"{report.retained} commit(s) keep their content, {len(report.expired)} lose it")
     console.print(
         f"{verb} {_bytes(report.bytes)}: {_bytes(report.object_bytes)} of objects, "
         f"{_bytes(report.cache_bytes)} in {len(report.caches)} cache(s)"

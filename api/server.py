@@ -1,6 +1,7 @@
 """The HTTP API: POST /v1/query, POST /v1/search, GET /healthz; errors are problem+json (RFC 9457)."""
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -118,14 +119,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return _problem(
-            422,
-            "InvalidRequest",
-            f"{where}: {first['msg']}" if where else str(first["msg"]),
-            "See /openapi.json.",
-        )
+        return _problem(422, "InvalidRequest", _say(error.errors()[0]), "See /openapi.json.")
 
     @app.exception_handler(StarletteHTTPException)
     def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
@@ -136,6 +130,15 @@ def _handle_errors(app: FastAPI) -> None:
     def broken(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises it again after this reply, so the traceback is in the server's log.
         return _problem(500, "InternalError", "Something went wrong in the server.", "Its log says what.")
+
+
+def _say(error: Mapping[str, Any]) -> str:
+    if error["type"] == "json_invalid":
+        return f"The body is not valid JSON: {error['ctx']['error']}."
+    if error["loc"] == ("body",) and isinstance(error["input"], bytes):
+        return "The body is not sent as JSON: set the header Content-Type: application/json."
+    where = ".".join(str(part) for part in error["loc"] if part != "body")
+    return f"{where}: {error['msg']}" if where else str(error["msg"])
 
 
 def _problem(status: int, kind: str, detail: str, hint: str) -> JSONResponse:

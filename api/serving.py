@@ -73,6 +73,8 @@ class Live:
             if engine is None:
                 engine = Engine.open(self._knowledge_base, commit)
                 engine.search("warm up")  # opens every cache before the first real question needs it
+                for segment in engine.snapshot.segments:
+                    _ = segment.texts  # read now: gc may expire this release while it still serves
                 # Chroma keeps a folder's files open until told otherwise, and a request may still hold
                 # an engine that is no longer kept: so its segments are closed when the last one lets go.
                 segments = engine.snapshot.segments

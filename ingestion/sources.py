@@ -88,6 +88,11 @@ class _Collector:
         try:
             validate_path(DOCUMENTS_PREFIX + path)
         except InvalidPathError as error:
+            if local is None:  # a name the caller typed, not one that was found
+                raise SourceError(
+                    f"{relative!r} cannot be a document's path.",
+                    hint="Say --stdin-name like notes/today.txt.",
+                ) from error
             self.skip(relative, error.message)
             return
         other = self.files.get(path)
@@ -129,7 +134,12 @@ def list_sources(
     """
     clean = prefix.strip("/")
     if clean:
-        validate_path(DOCUMENTS_PREFIX + clean)
+        try:
+            validate_path(DOCUMENTS_PREFIX + clean)
+        except InvalidPathError as error:
+            raise SourceError(
+                f"{prefix!r} cannot be a folder of documents.", hint="Say --prefix like handbook/hr."
+            ) from error
     collector = _Collector(f"{clean}/" if clean else "", exclude)
     for argument in arguments:
         if argument == "-":

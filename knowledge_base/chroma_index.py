@@ -7,7 +7,11 @@ touches there is left out of the hash.
 """
 
 import hashlib
+import os
+import shutil
 import sqlite3
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +79,24 @@ def build_chroma(folder: Path, vectors: NDArray[np.float16]) -> None:
 
 
 def open_chroma(folder: Path) -> tuple[Any, Any]:
-    """The client and the collection of a folder that was checked. Raises DamagedError."""
+    """The client and the collection of a folder that was checked.
+
+    Chroma writes when it opens a folder: where it may not, it gets a copy that lives as long as the client.
+
+    Raises:
+        DamagedError: Chroma refuses it.
+    """
     import chromadb
     from chromadb.errors import ChromaError
 
     try:
-        client = chromadb.PersistentClient(
-            str(folder), settings=chromadb.Settings(anonymized_telemetry=False)
-        )
+        place = folder
+        if not os.access(folder / DATABASE, os.W_OK):
+            place = Path(tempfile.mkdtemp(prefix="plumbline-")) / "chroma"
+            shutil.copytree(folder, place, copy_function=shutil.copyfile)
+        client = chromadb.PersistentClient(str(place), settings=chromadb.Settings(anonymized_telemetry=False))
+        if place is not folder:
+            weakref.finalize(client, shutil.rmtree, place.parent, ignore_errors=True)
         return client, client.get_collection(_COLLECTION, embedding_function=None)
     except (ChromaError, OSError, ValueError) as error:
         raise DamagedError(f"Chroma cannot open {folder}: {error}.", hint="Run `rag rebuild`.") from error

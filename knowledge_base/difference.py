@@ -28,12 +28,14 @@ def diff_documents(repository: Repository, left: str, right: str) -> DocumentCha
     def read_new(path: str) -> bytes:
         return repository.get_object(right, path)
 
-    renamed = find_renames(
-        {path: sha256_hex(read_old(path)) for path in changes["removed"]},
-        {path: sha256_hex(read_new(path)) for path in changes["added"]},
-        read_old,
-        read_new,
-    )
+    renamed: list[tuple[str, str]] = []
+    if changes["removed"] and changes["added"]:  # else nothing is read
+        renamed = find_renames(
+            {path: sha256_hex(read_old(path)) for path in changes["removed"]},
+            {path: sha256_hex(read_new(path)) for path in changes["added"]},
+            read_old,
+            read_new,
+        )
     return document_changes(
         changes["added"], changes["changed"], changes["removed"], renamed, strip=DOCUMENTS_PREFIX
     )

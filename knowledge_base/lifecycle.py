@@ -6,7 +6,7 @@ the branch is where it was and the work branch is swept by the next command that
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,23 +14,20 @@ from knowledge_base.difference import diff_documents
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import (
     CheckFailedError,
-    IncompatibleError,
-    MergeConflictError,
     NoChangesError,
+    NotFoundError,
     OutdatedError,
+    PlumblineError,
 )
 from knowledge_base.home import MAIN, WORK_PREFIX, KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
 from knowledge_base.release import (
-    DOCUMENTS_PREFIX,
-    INDEX_PREFIX,
     DocumentChanges,
     Release,
     changed_parts,
-    load_release,
 )
 from knowledge_base.snapshot import Snapshot, count_chunk_changes
-from knowledge_base.version_store import Commit, Repository, Strategy
+from knowledge_base.version_store import Commit, Repository
 
 CANDIDATE_PREFIX = "candidate-"
 """Branches that a gate kept out of main, for people to look at."""
@@ -96,8 +93,10 @@ def work_branch(repository: Repository, head: str) -> Iterator[str]:
     try:
         yield work
     finally:
-        if any(branch.id == work for branch in repository.list_branches(WORK_PREFIX)):
-            repository.delete_branch(work)
+        # What is published must not be reported as failed for want of tidiness: the next command sweeps.
+        with suppress(PlumblineError):
+            if any(branch.id == work for branch in repository.list_branches(WORK_PREFIX)):
+                repository.delete_branch(work)
 
 
 def sweep(repository: Repository) -> int:
@@ -160,100 +159,6 @@ def _keep_candidate(repository: Repository, commit: str, head: str) -> str:
     return branch
 
 
-def merge(
-    knowledge_base: KnowledgeBase,
-    source: str,
-    branch: str = MAIN,
-    *,
-    strategy: Strategy | None = None,
-    gate: Gate | None = None,
-    message: str | None = None,
-) -> Landing:
-    """Bring what `source` changed into `branch`: documents, settings, prompts, and their index.
-
-    A document changed on one side comes with the chunks and vectors it has there: nothing is embedded.
-
-    Raises:
-        MergeConflictError: Both sides changed the same files and no `strategy` says who wins.
-        IncompatibleError: The two were chunked or embedded differently.
-        NoChangesError: `branch` holds all of `source` already.
-        NotFoundError: No such branch or ref.
-        LockedError: Another command is writing.
-    """
-    repository = knowledge_base.repository
-    with knowledge_base.writing():
-        head = repository.get_branch(branch).commit_id
-        theirs = repository.resolve(source)
-        base = repository.find_merge_base(theirs, head)
-        if base == theirs:
-            raise NoChangesError(
-                f"The history of {branch!r} holds {source!r} already.",
-                hint=f"If it was rolled back since, `rag rollback {source}` brings it back.",
-            )
-        _refuse_conflicts(repository, head, theirs, strategy)
-        text = message or f"Merge {source} into {branch}"
-        with work_branch(repository, head) as work:
-            # The index conflicts by nature and is put together below.
-            repository.merge(
-                theirs,
-                work,
-                message=text,
-                strategy=strategy or "dest-wins",
-                metadata={DRAFT: "index follows"},
-            )
-            if base != head:
-                _merge_index(knowledge_base, head, theirs, work)
-            if not any(repository.diff(head, work, type="two_dot")):
-                raise NoChangesError(
-                    f"{source!r} brings nothing that {branch!r} lacks.", hint="Nothing was changed."
-                )
-            return _describe_and_land(knowledge_base, work, branch, head, text, gate)
-
-
-def _refuse_conflicts(repository: Repository, head: str, theirs: str, strategy: Strategy | None) -> None:
-    paths = [
-        change.path
-        for change in repository.diff(head, theirs)
-        if change.type == "conflict" and not change.path.startswith(INDEX_PREFIX)
-    ]
-    if paths and strategy is None:
-        raise MergeConflictError(paths)
-
-
-def _merge_index(knowledge_base: KnowledgeBase, head: str, theirs: str, work: str) -> None:
-    """Give the merged tree its index: each document from the side whose version it holds."""
-    repository = knowledge_base.repository
-    ours, other = knowledge_base.snapshot(head), knowledge_base.snapshot(theirs)
-    mine, yours = ours.release.manifest, other.release.manifest
-    if mine.segments and yours.segments and (mine.embedder, mine.chunker) != (yours.embedder, yours.chunker):
-        raise IncompatibleError(
-            "The two sides were chunked or embedded differently.",
-            hint="Give both the same plumbline.toml: `rag ingest --branch NAME` embeds a branch anew from "
-            "its stored documents. Then merge.",
-        )
-    merged = load_release(repository, work)
-    transaction = repository.transact(work, message="Index of the merge", allow_empty=True)
-    with transaction:
-        place = {path: ours.segment_of(path) for path in ours.paths}
-        for change in repository.diff(head, merged.commit, type="two_dot", prefix=DOCUMENTS_PREFIX):
-            path = change.path.removeprefix(DOCUMENTS_PREFIX)
-            if change.type == "removed":
-                del place[path]
-            else:
-                place[path] = other.segment_of(path)
-        manifest = (mine if mine.segments else yours).model_copy(update={"segments": ()})
-        release = merged.model_copy(update={"manifest": manifest})
-        draft = IndexDraft(knowledge_base, release, [])
-        for snapshot in (ours, other):
-            known = {ref.id for ref, _ in draft.segments}
-            refs = snapshot.release.manifest.segments
-            for ref, segment in zip(refs, snapshot.segments, strict=True):
-                if ref.id not in known:
-                    dead = [path for path in segment.documents["path"] if place.get(path) != ref.id]
-                    draft.segments.append((ref.without(dead), segment))
-        write_index(draft, transaction)
-
-
 def promote(
     knowledge_base: KnowledgeBase,
     ref: str,
@@ -285,18 +190,19 @@ def promote(
                 f"main has moved since {ref!r} was made from {base[:12]}.",
                 hint=f"Evaluate it with what is new: `rag merge main --into {ref}`, then promote it again.",
             )
-        landing = _describe_and_land(
+        landing = describe_and_land(
             knowledge_base, candidate, MAIN, head, message or f"Promote {ref}", gate, keep=False
         )
         if not landing.published:
             reasons = "; ".join(landing.gate.get("reasons", [])) or landing.verdict
             raise CheckFailedError(f"The gate refuses {ref!r}: {reasons}.", hint="Nothing moved.")
         if ref.startswith(CANDIDATE_PREFIX):
-            repository.delete_branch(ref)
+            with suppress(PlumblineError):  # main has moved: a name left over is no failure
+                repository.delete_branch(ref)
         return landing
 
 
-def _describe_and_land(
+def describe_and_land(
     knowledge_base: KnowledgeBase,
     work: str,
     branch: str,
@@ -306,6 +212,7 @@ def _describe_and_land(
     *,
     keep: bool = True,
 ) -> Landing:
+    """`land` with the metadata that the log shows of a release, counted from what differs."""
     repository = knowledge_base.repository
     before, after = knowledge_base.snapshot(head), knowledge_base.snapshot(work)
     documents = diff_documents(repository, head, after.release.commit)
@@ -412,6 +319,8 @@ def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: s
             raise NoChangesError(
                 f"There is no release before the one on {branch!r}.", hint="`rag log` lists the releases."
             )
+        if DRAFT in repository.get_commit(target).metadata:
+            raise NotFoundError("release", target[:12], hint="It is a step inside a merge: see `rag log`.")
         if target == head:
             raise NoChangesError(
                 f"{branch!r} is already at {target[:12]}.", hint="`rag log` lists the releases."

@@ -3,11 +3,11 @@
 import time
 from pathlib import Path
 
-from knowledge_base.durable import remove_folder
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.lifecycle import sweep
 from knowledge_base.release import Frozen, load_release
+from knowledge_base.segments import drop_cache
 from knowledge_base.version_store import Repository
 
 _DAY = 86_400
@@ -59,7 +59,7 @@ def gc(knowledge_base: KnowledgeBase, retention: Retention, *, dry_run: bool = T
         cache_bytes = sum(_size(folder) for folder in idle)
         if not dry_run:
             for folder in idle:
-                remove_folder(folder)
+                drop_cache(folder)
     return GcReport(
         dry_run=dry_run,
         retained=len(retained),

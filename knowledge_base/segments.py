@@ -11,10 +11,12 @@ renamed into place. One that is missing, torn or changed is rebuilt from parquet
 
 import io
 import json
+import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +36,7 @@ TABLES = ("documents.parquet", "chunks.parquet", "passages.parquet")
 SEGMENTS_PREFIX = "index/segments/"
 _SEAL = "seal.json"
 _REBUILD_SECONDS = 600.0
+_ATTEMPTS = 5
 _NOWHERE = -1  # in the column `document` of a passage that carries its own text
 
 OpenTable = Callable[[str], BinaryIO]
@@ -266,29 +269,41 @@ class Segment:
         if caches is not None and (caches.collection is not None or not with_chroma):
             return caches
         with self._opening:
-            try:
-                if self._caches is None and self.check_cache():
-                    self._restore()
-                return self._open_caches(with_chroma)
-            except (DamagedError, OSError, ValueError):
-                # Swapped by another process between the check and the opening, or Chroma refuses it.
+            for attempt in range(_ATTEMPTS):
+                # Nobody may swap or drop the files between the check and the opening.
+                with _undisturbed(self._folder.parent):
+                    try:
+                        if not self.check_cache():
+                            return self._open_caches(with_chroma)
+                    except (DamagedError, OSError, ValueError):  # Chroma refuses what is as it was sealed
+                        if attempt == _ATTEMPTS - 1:
+                            raise
                 self._restore()
-                return self._open_caches(with_chroma)
+        raise DamagedError(
+            f"The cache of segment {self.id} vanishes as soon as it is built.", hint="Run it again."
+        )
 
     def _open_caches(self, with_chroma: bool) -> "_Caches":
         if self._caches is None:
             vectors = np.load(self._folder / "vectors.npy", mmap_mode="r")
             self._caches = _Caches(vectors, Postings(self._folder / f"lexical-{self._language}"))
         if with_chroma and self._caches.collection is None:
-            self._caches.client, self._caches.collection = open_chroma(self._folder / "chroma")
+            client, collection = open_chroma(self._folder / "chroma")
+            # The graph is read with the first query: now, before anybody may take the files away.
+            probe = self._caches.vectors[:1].astype(np.float32)
+            collection.query(query_embeddings=probe, n_results=1, include=[])
+            self._caches.client, self._caches.collection = client, collection
         return self._caches
 
     def _restore(self) -> None:
-        self._folder.parent.mkdir(parents=True, exist_ok=True)
         # Two processes may find the same damage: the second one finds it mended.
-        with exclusive_lock(self._folder.parent / ".rebuilding", wait_seconds=_REBUILD_SECONDS):
+        with self._building():
             if self.check_cache() or self._caches is not None:
-                self.rebuild()
+                self._build()
+
+    def _building(self) -> AbstractContextManager[None]:
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        return exclusive_lock(self._folder.parent / ".rebuilding", wait_seconds=_REBUILD_SECONDS)
 
     def close(self) -> None:
         """Release the Chroma collection's files and memory."""
@@ -325,6 +340,10 @@ class Segment:
             DamagedError: The truth itself cannot be read, or Chroma does not give back what it took.
             StorageError: The disk refused.
         """
+        with self._building():
+            self._build()
+
+    def _build(self) -> None:
         self.close()
         if not len(self.passage_hashes):
             return
@@ -338,8 +357,9 @@ class Segment:
                 write_postings(temporary / f"lexical-{self._language}", self.passage_texts(), self._language)
                 build_chroma(temporary / "chroma", vectors)
                 _seal(temporary, len(vectors))
-            _retire(self._folder)
-            publish_folder(temporary, self._folder)
+            with _undisturbed(self._folder.parent):
+                _retire(self._folder)
+                publish_folder(temporary, self._folder)
         finally:
             remove_folder(temporary)
 
@@ -367,6 +387,19 @@ def _seal(folder: Path, passages: int) -> None:
 
 def _seal_hash(seal: Mapping[str, Any]) -> str:
     return sha256_hex(canonical_json({key: value for key, value in seal.items() if key != "sha256"}))
+
+
+def _undisturbed(cache: Path) -> AbstractContextManager[None]:
+    """Keeps every other process from opening, swapping or dropping caches; held for moments only."""
+    if cache.exists() and not os.access(cache, os.W_OK):
+        return nullcontext()  # a read-only disk: nobody swaps anything there
+    return exclusive_lock(cache / ".opening", wait_seconds=_REBUILD_SECONDS)
+
+
+def drop_cache(folder: Path) -> None:
+    """Remove the cache of a segment, though not while somebody is opening it."""
+    with _undisturbed(folder.parent):
+        _retire(folder)
 
 
 def _retire(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A release opened for search: its live documents, chunks and passages over all segments."""
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,12 @@ from knowledge_base.lexical import Analyzer, bm25_scores
 from knowledge_base.release import Release, order_paths
 from knowledge_base.segments import Segment, open_segments
 from knowledge_base.version_store import Repository
+
+_SCANNED = 2048
+"""Passages of a segment that are compared one by one sooner than Chroma finds the nearest."""
+
+_ROUNDING = 1e-5
+"""More than scores of equal vectors differ by before they are rounded."""
 
 
 class Snapshot:
@@ -71,6 +78,13 @@ class Snapshot:
         self._chunk_passages = passages[sort]
         self.live = np.zeros(len(self._hashes), bool)
         self.live[self._chunk_passages] = True
+        # Small segments beside a larger one are read whole: faster than asking Chroma once for each.
+        sizes = list(map(len, hashes))
+        self._graphs = [n for n, size in enumerate(sizes) if size > _SCANNED or size == max(sizes)]
+        scanned = [
+            self._starts[n] + self.live_passages(n) for n in range(len(sizes)) if n not in self._graphs
+        ]
+        self._recent = np.concatenate([np.empty(0, np.int64), *scanned])
 
     # -- documents and chunks ------------------------------------------------------------------
 
@@ -182,19 +196,40 @@ class Snapshot:
 
     def nearest(self, query: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """Up to `count` live passages nearest to `query`, best first."""
-        found = [self._nearest_in(number, query, count) for number in range(len(self.segments))]
-        passages = np.concatenate(found) if found else np.empty(0, np.int64)
+        found = [self._nearest_in(number, query, count) for number in self._graphs]
+        passages = np.concatenate([self._scan(query, count), *found])
         return self.rank(passages, self.dense_scores(query, passages))[:count]
+
+    def _scan(self, query: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """At least the `count` nearest passages of the small segments, in no order."""
+        if len(self._recent) <= count:
+            return self._recent
+        # Not `@`: so many rows make BLAS start threads, which wait for each other on a busy machine.
+        scores = np.einsum("ij,j->i", self._recent_vectors, query)
+        edge = np.partition(scores, -count)[-count] - _ROUNDING
+        return self._recent[np.flatnonzero(scores >= edge)]
+
+    @cached_property
+    def _recent_vectors(self) -> NDArray[np.float32]:
+        # Kept wide: turning half floats into floats takes far longer than the products.
+        parts = [
+            self.segments[n].vectors[self.live_passages(n)].astype(np.float32)
+            for n in range(len(self.segments))
+            if n not in self._graphs
+        ]
+        return np.concatenate(parts)
 
     def _nearest_in(self, number: int, query: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         segment, start = self.segments[number], int(self._starts[number])
-        size, want = len(segment.passage_hashes), count
+        size, alive = len(segment.passage_hashes), len(self.live_passages(number))
+        # Dead passages stand in front of live ones: what is asked for leaves room for their share.
+        want = count if alive == size else int(1.3 * count * size / max(alive, 1))
         while True:
             passages = segment.nearest(query, want) + start
             live = passages[self.live[passages]]
-            if len(live) >= count or want >= size:
+            if len(live) >= min(count, alive) or want >= size:
                 return live
-            want *= 4  # dead passages stood in front: look deeper
+            want *= 4
 
     def dense_scores(self, query: NDArray[np.float32], passages: NDArray[np.int64]) -> NDArray[np.float64]:
         """Cosine similarity of `query` to each passage, shape (len(passages),)."""

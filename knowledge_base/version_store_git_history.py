@@ -19,7 +19,7 @@ from knowledge_base.version_store_git_objects import GIT_ERRORS, Git, Objects, r
 
 _EXPRESSION = re.compile(r"([-.\w]{1,100})(@\{[^{}]{1,40}\})?((?:[~^][0-9]{0,6}){0,20})", re.ASCII)
 _NAME = re.compile(r"[-.\w]{1,200}", re.ASCII)
-_PREFIX = re.compile(r"[0-9a-f]{8,40}", re.ASCII)
+_PREFIX = re.compile(r"[0-9a-f]{4,40}", re.ASCII)
 
 
 def find_commit(git: Any, ref: str) -> Any:

@@ -141,6 +141,8 @@ class GitRepository:
     def _create_ref(self, kind: str, name: str, source: str) -> str:
         with self._writing():
             commit = self.resolve(source)
+            if commit in self._objects.expired():
+                raise _expired(commit)  # gc takes whatever a branch is at for whole
             with translated(f"creating {name!r}", writing=True), step("create ref"):
                 if any(f"refs/{taken}/{name}" in self._git.references for taken in ("heads", "tags")):
                     raise AlreadyExistsError(f"There is a branch or tag {name!r} already.")
@@ -206,10 +208,7 @@ class GitRepository:
             gone = self._objects.expired().intersection(str(commit.id) for commit in commits)
             if not gone:
                 raise
-            raise ExpiredError(
-                f"The content of {min(gone)[:12]} was removed by gc; only its place in the log is left.",
-                hint="`rag log` lists the releases; gc keeps those that --keep-last and --keep-days name.",
-            ) from error
+            raise _expired(min(gone)) from error
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -376,7 +375,7 @@ class GitRepository:
                 row for row in compare_trees(git, before, git[theirs.tree_id]) if row[0].startswith(prefix)
             ]
         for path, old, new in sorted(found, key=lambda row: row[0].encode()):
-            with self._expiring(ours, theirs):
+            with self._expiring(base, ours, theirs):
                 size = self._objects.info(path, new or old or "").size_bytes
             if path not in mine:
                 yield Change("added" if old is None else "removed" if new is None else "changed", path, size)
@@ -407,6 +406,13 @@ class GitRepository:
             heads = {commit for _, commit in self._list_refs("heads", "")}
             expired = (self._objects.expired() | frozenset(expire)) - heads
             return remove_unreachable(self._objects, grace_seconds, expired, dry_run)
+
+
+def _expired(commit: str) -> ExpiredError:
+    return ExpiredError(
+        f"The content of {commit[:12]} was removed by gc; only its place in the log is left.",
+        hint="`rag log` lists the releases; gc keeps those that --keep-last and --keep-days name.",
+    )
 
 
 def _require_head(branch: str, expected: str | None, actual: Any) -> None:

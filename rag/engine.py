@@ -40,7 +40,8 @@ class Engine:
                 f"The vectors of {ref!r} come from another embedder: other {', '.join(differing)}.",
                 hint="Install the same model, or run `rag ingest` to embed again with this one.",
             )
-        return cls(ref, release, knowledge_base.snapshot(ref), embedder)
+        # Not of `ref`: a branch may have moved since its release was read.
+        return cls(ref, release, knowledge_base.snapshot(release.commit), embedder)
 
     def named(self, ref: str) -> "Engine":
         """The same engine for a request that asked for its release by another name."""

@@ -2,18 +2,14 @@
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from knowledge_base.home import KnowledgeBase
 from tests.conftest import DOCUMENTS
 
 RAG = Path(sys.executable).parent / "rag"
@@ -210,40 +206,6 @@ def test_a_full_disk_publishes_nothing(tmp_path: Path, sources: Path) -> None:
         assert "8420" in rag_json("ask", "What is the default port of the server?", cwd=disk / "kb")["answer"]
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="kills with SIGKILL")
-@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_anywhere_main_serves_the_last_release(
-    kb: Path, sources: Path, models: Path, kills: int
-) -> None:
-    """Each round changes every document, kills an ingest at a random moment, then ingests to the end."""
-    chance = random.Random(kills)
-    seconds = 3.0
-    expected = "8420"
-    for round_number in range(kills):
-        for name, text in DOCUMENTS.items():
-            (sources / name).write_text(
-                text.replace("8420", str(9000 + round_number)) + f"\nRound {round_number}.\n"
-            )
-        ingest = subprocess.Popen(
-            [RAG, "ingest", sources], cwd=kb, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(chance.uniform(0, seconds))
-        ingest.send_signal(signal.SIGKILL)
-        ingest.wait()
-        knowledge_base = KnowledgeBase.open(kb, models)
-        text = knowledge_base.snapshot().document_text("install.md")
-        assert expected in text or str(9000 + round_number) in text
-        started = time.monotonic()
-        rag("ingest", sources, cwd=kb)
-        seconds = time.monotonic() - started
-        expected = str(9000 + round_number)
-        assert expected in KnowledgeBase.open(kb, models).snapshot().document_text("install.md")
-    assert expected in rag_json("ask", "What is the default port of the server?", cwd=kb)["answer"]
-    assert rag_json("fsck", cwd=kb)["clean"]
-    branches = [branch.id for branch in KnowledgeBase.open(kb, models).repository.list_branches()]
-    assert branches == ["main"]
 
 
 def test_losing_the_whole_cache_costs_no_embedding(kb: Path) -> None:

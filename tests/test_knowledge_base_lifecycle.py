@@ -26,7 +26,8 @@ from knowledge_base.history import list_releases
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.index import MERGE_FACTOR
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import Judgement, compact, merge, promote, rollback
+from knowledge_base.lifecycle import Judgement, compact, promote, rollback
+from knowledge_base.merging import merge
 from knowledge_base.retention import Retention, gc
 from knowledge_base.vectors import Journal
 from rag.engine import Engine

@@ -1,0 +1,131 @@
+"""What an ingest is asked, what it finds in the sources, and what it says in the end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingestion.sources import SourceFile, Sources
+from knowledge_base.documents import Document, sha256_hex
+from knowledge_base.errors import DocumentError
+from knowledge_base.home import MAIN
+from knowledge_base.release import DocumentChanges, order_paths
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with (stage, how many more are done, how many there are when known)."""
+
+MEGABYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How to ingest; `prune_prefix` limits pruning to document paths that start with it.
+
+    Pruning by sources that hold nothing would delete every document: only with `allow_empty`.
+    """
+
+    branch: str = MAIN
+    prune: bool = False
+    prune_prefix: str = ""
+    allow_empty: bool = False
+    dry_run: bool = False
+    strict: bool = False
+    max_bytes: int = 100 * MEGABYTE
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest did, or with `dry_run` would do."""
+
+    commit: str
+    branch: str
+    published: bool
+    documents: DocumentChanges
+    unchanged: int
+    failed: tuple[tuple[str, str], ...]
+    chunks: dict[str, int]
+    embedded: int
+    reused: int
+    bytes_written: int
+    seconds: float
+    verdict: str
+    changed: tuple[str, ...] = ()
+    dry_run: bool = False
+    gate: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `rag ingest --json`."""
+        return {
+            "commit": self.commit,
+            "branch": self.branch,
+            "published": self.published,
+            "documents": {
+                **self.documents.as_json(),
+                "unchanged": self.unchanged,
+                "failed": [{"path": path, "reason": reason} for path, reason in self.failed],
+            },
+            "chunks": self.chunks,
+            "embedded": self.embedded,
+            "reused": self.reused,
+            "bytes_written": self.bytes_written,
+            "seconds": self.seconds,
+            "verdict": self.verdict,
+            "changed": list(self.changed),
+            "dry_run": self.dry_run,
+            "gate": self.gate,
+        }
+
+
+@dataclass
+class Scan:
+    """Sources held against a release: what is new, what differs, what is gone."""
+
+    documents: list[Document] = field(default_factory=list)
+    added: dict[str, str] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def scan_sources(
+    known: dict[str, str],
+    sources: Sources,
+    options: IngestOptions,
+    progress: Progress,
+    *,
+    accept: Callable[[str, bytes], Document],
+) -> Scan:
+    """Read every source once; `accept` makes a document of what is new. Files that fail are in the result."""
+    scan = Scan(failed=list(sources.skipped))
+    present = {path for path, _ in sources.skipped}
+    for source in sources.files:
+        present.add(source.path)
+        try:
+            _scan_one(known, source, options, scan, accept)
+        except DocumentError as error:
+            scan.failed.append((source.path, error.message))
+        progress("read", 1, len(sources.files))
+    if options.prune:
+        gone = (path for path in known if path.startswith(options.prune_prefix) and path not in present)
+        scan.deleted = list(order_paths(gone))
+    return scan
+
+
+def _scan_one(
+    known: dict[str, str],
+    source: SourceFile,
+    options: IngestOptions,
+    scan: Scan,
+    accept: Callable[[str, bytes], Document],
+) -> None:
+    content = source.read(options.max_bytes)
+    digest = sha256_hex(content)
+    if known.get(source.path) == digest:
+        scan.unchanged += 1
+        return
+    scan.documents.append(accept(source.path, content))
+    if source.path in known:
+        scan.changed.append(source.path)
+    else:
+        scan.added[source.path] = digest
