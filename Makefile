@@ -38,8 +38,8 @@ format: $(VENV)/installed-dev  ## put the code in shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: check  ## checks, then all tests but the slow ones
-	$(BIN)/pytest -q -m "not slow"
+test: check  ## checks, then all tests but the slow ones, two at a time
+	$(BIN)/pytest -q -n 2 -m "not slow"
 
 test-all: check  ## every test
 	$(BIN)/pytest -q

@@ -85,7 +85,7 @@ class KnowledgeBase:
         self.models = models
         self.folder = root / ".plumbline"
         self.cache = self.folder / "cache"
-        self.lock_seconds = 60.0
+        self.lock_seconds = 10.0
 
     @classmethod
     def create(cls, root: Path, models: Path) -> "KnowledgeBase":

@@ -139,11 +139,8 @@ def plan_compaction(snapshot: Snapshot) -> list[int]:
     sizes = [len(snapshot.live_passages(number)) for number in range(len(snapshot.segments))]
     chosen: list[int] = []
     for number, segment in enumerate(snapshot.segments):
-        documents = len(segment.documents["path"])
-        if (
-            sizes[number] < _DEAD_SHARE * len(segment.passage_hashes)
-            or len(snapshot.live_documents(number)) < _DEAD_SHARE * documents
-        ):
+        # Passages alone count: nearly all bytes are vectors, and those of a changed document often live on.
+        if sizes[number] < _DEAD_SHARE * len(segment.passage_hashes):
             chosen.append(number)
         else:
             tiers.setdefault(_tier(sizes[number]), []).append(number)

@@ -150,6 +150,7 @@ def test_a_changed_embedder_embeds_everything_again_without_the_sources(
 
 
 def test_a_second_writer_is_told_to_wait(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    knowledge_base.lock_seconds = 0.1
     with knowledge_base.writing(), pytest.raises(LockedError):
         run(knowledge_base, sources)
 

@@ -157,7 +157,7 @@ def test_a_commit_made_with_git_reads_as_one_without_metadata(store: GitVersionS
 def test_a_short_or_foreign_id_is_not_found(store: GitVersionStore, tmp_path: Path) -> None:
     repository = store.get_repository("knowledge")
     blob = git(tmp_path, "rev-parse", "main:documents/small.md").strip()
-    for ref in (repository.resolve("main")[:7], blob, "0" * 40):
+    for ref in (repository.resolve("main")[:3], blob, "0" * 40):
         with pytest.raises(NotFoundError):
             repository.resolve(ref)
 

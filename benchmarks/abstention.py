@@ -1,0 +1,94 @@
+"""Answered and abstained by threshold: SQuAD questions that the documents answer, CLAP NQ questions that they do not.
+
+The documents are the SQuAD paragraphs alone. Every question is answered once with `min_support` 0; a
+threshold then leaves what the answer's best sentence supports at least so well. "Unanswerable" rows are
+SQuAD 2.0 questions on the paragraphs' own topics that they do not answer: the hard kind.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import data_folder, models_folder, parser, read_jsonl, scratch, show
+from ingestion.pipeline import IngestOptions, ingest
+from ingestion.sources import SourceFile, Sources
+from knowledge_base.home import KnowledgeBase
+from rag.engine import Engine
+
+THRESHOLDS = (0.0, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
+
+
+def build(folder: Path, paragraphs: Sequence[str]) -> Engine:
+    """An engine over the paragraphs that answers whatever the support."""
+    knowledge_base = KnowledgeBase.create(folder, models_folder())
+    settings = folder / "plumbline.toml"
+    settings.write_text(settings.read_text().replace("min_support = 0.4", "min_support = 0.0"))
+    files = tuple(
+        SourceFile(f"{number:06d}.md", content=text.encode()) for number, text in enumerate(paragraphs)
+    )
+    ingest(knowledge_base, Sources(files), IngestOptions())
+    return Engine.open(knowledge_base)
+
+
+def ask(engine: Engine, questions: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[float, bool]]:
+    """(support of the first sentence, whether it holds a gold answer) of each question."""
+    results = []
+    for question, gold in questions:
+        answer = engine.ask(question)
+        best = max(answer.citations, key=lambda citation: citation.support, default=None)
+        quote = best.quote.lower() if best else ""
+        results.append((best.support if best else 0.0, any(text.lower() in quote for text in gold)))
+    return results
+
+
+def curve(
+    known: list[tuple[float, bool]], hard: list[tuple[float, bool]], foreign: list[tuple[float, bool]]
+) -> list[dict[str, Any]]:
+    """One row for each threshold."""
+    rows = []
+    for threshold in THRESHOLDS:
+        answered = [right for support, right in known if support >= threshold and support > 0]
+        rows.append(
+            {
+                "min_support": threshold,
+                "answered": len(answered) / len(known),
+                "right_of_answered": sum(answered) / max(len(answered), 1),
+                "unanswerable_answered": _share(hard, threshold),
+                "foreign_answered": _share(foreign, threshold),
+            }
+        )
+    return rows
+
+
+def _share(rows: list[tuple[float, bool]], threshold: float) -> float:
+    return sum(support >= threshold and support > 0 for support, _ in rows) / len(rows)
+
+
+def main() -> None:
+    """Print the trade-off."""
+    made = parser(__doc__ or "")
+    made.add_argument("--questions", type=int, default=250)
+    arguments = made.parse_args()
+    data = data_folder()
+    paragraphs = {row["id"]: row["text"] for row in read_jsonl(data / "squad" / "dev-v2.0.paragraphs.jsonl")}
+    rows = read_jsonl(data / "squad" / "dev-v2.0.questions.jsonl")
+    step = max(1, len(rows) // (2 * arguments.questions))
+    answerable = [row for row in rows[::step] if row["answers"]][: arguments.questions]
+    hard = [row for row in rows[::step] if not row["answers"]][: arguments.questions]
+    foreign = read_jsonl(data / "clapnq" / "dev_A.jsonl")[: arguments.questions]
+    with scratch() as name:
+        engine = build(Path(name), list(paragraphs.values()))
+        table = curve(
+            ask(engine, [(row["question"], row["answers"]) for row in answerable]),
+            ask(engine, [(row["question"], ()) for row in hard]),
+            ask(engine, [(row["question"], ()) for row in foreign]),
+        )
+    if arguments.json:
+        print(json.dumps({"questions": arguments.questions, "curve": table}))
+        return
+    show("Share of questions", tuple(table[0]), [tuple(row.values()) for row in table])
+
+
+if __name__ == "__main__":
+    main()
