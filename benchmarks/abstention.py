@@ -1,4 +1,4 @@
-"""Answered and abstained by threshold: SQuAD questions that the documents answer, CLAP NQ questions that they do not.
+"""Answered and abstained, by threshold: questions that the documents answer, and questions they do not.
 
 The documents are the SQuAD paragraphs alone. Every question is answered once with `min_support` 0; a
 threshold then leaves what the answer's best sentence supports at least so well. "Unanswerable" rows are
