@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -95,20 +95,7 @@ def branch(
     as_json: Json = False,
 ) -> None:
     """List, make or delete branches; a branch costs nothing."""
-    from api.render import print_refs
-    from knowledge_base.history import list_branches
-
-    repository = open_knowledge_base(kb).repository
-    if name is None:
-        found = list_branches(repository)
-        print_json(found) if as_json else print_refs(found, "branch")
-    elif delete:
-        repository.delete_branch(name)
-        print_json({"deleted": name}) if as_json else sys.stdout.write(f"Deleted branch {name}.\n")
-    else:
-        made = repository.create_branch(name, source)
-        value = {"branch": made.id, "commit": made.commit_id}
-        print_json(value) if as_json else sys.stdout.write(f"{name} starts at {made.commit_id[:12]}.\n")
+    _refs("branch", name, source, delete, kb, as_json)
 
 
 @app.command()
@@ -120,20 +107,28 @@ def tag(
     as_json: Json = False,
 ) -> None:
     """List, make or delete tags: names for releases that never move."""
+    _refs("tag", name, ref, delete, kb, as_json)
+
+
+def _refs(
+    kind: Literal["branch", "tag"], name: str | None, source: str, delete: bool, kb: str | None, as_json: bool
+) -> None:
     from api.render import print_refs
-    from knowledge_base.history import list_tags
+    from knowledge_base.history import list_branches, list_tags
 
     repository = open_knowledge_base(kb).repository
     if name is None:
-        found = list_tags(repository)
-        print_json(found) if as_json else print_refs(found, "tag")
+        found = list_branches(repository) if kind == "branch" else list_tags(repository)
+        print_json(found) if as_json else print_refs(found, kind)
     elif delete:
-        repository.delete_tag(name)
-        print_json({"deleted": name}) if as_json else sys.stdout.write(f"Deleted tag {name}.\n")
+        repository.delete_branch(name) if kind == "branch" else repository.delete_tag(name)
+        print_json({"deleted": name}) if as_json else sys.stdout.write(f"Deleted {kind} {name}.\n")
     else:
-        made = repository.create_tag(name, ref)
-        value = {"tag": made.id, "commit": made.commit_id}
-        print_json(value) if as_json else sys.stdout.write(f"{name} names {made.commit_id[:12]}.\n")
+        make = repository.create_branch if kind == "branch" else repository.create_tag
+        commit = make(name, source).commit_id
+        print_json({kind: name, "commit": commit}) if as_json else sys.stdout.write(
+            f"{kind.capitalize()} {name} is at {commit[:12]}.\n"
+        )
 
 
 @app.command()
