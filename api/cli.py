@@ -128,6 +128,9 @@ def ingest(
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="With --prune: even when the sources hold nothing.")
     ] = False,
+    reindex: Annotated[
+        bool, typer.Option("--reindex", help="Make the index anew from the stored documents.")
+    ] = False,
     prefix: Prefix = "",
     exclude: Exclude = None,
     stdin_name: Annotated[str, typer.Option(help="Document path of standard input.")] = "stdin.txt",
@@ -154,6 +157,7 @@ def ingest(
         prune=prune,
         prune_prefix=f"{prefix.strip('/')}/" if prefix else "",
         allow_empty=allow_empty,
+        reindex=reindex,
         dry_run=dry_run,
         strict=strict,
         max_bytes=max_mb * 1024 * 1024,

@@ -19,6 +19,7 @@ from knowledge_base.embedders import Embedder
 from knowledge_base.errors import (
     CheckFailedError,
     HeadMovedError,
+    NoChangesError,
     NotFoundError,
     SettingsError,
     SourceError,
@@ -26,7 +27,7 @@ from knowledge_base.errors import (
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
 from knowledge_base.lexical import Analyzer
-from knowledge_base.lifecycle import Gate, land, release_metadata, work_branch
+from knowledge_base.lifecycle import Gate, Landing, land, release_metadata, work_branch
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
     GOLDEN_PREFIX,
@@ -37,6 +38,7 @@ from knowledge_base.release import (
     Release,
     SegmentRef,
     changed_parts,
+    order_paths,
 )
 from knowledge_base.renames import find_renames
 from knowledge_base.segments import write_segment
@@ -115,7 +117,7 @@ class _Ingest:
         Analyzer(self.settings.retrieval.language)  # an unknown language is refused before any work
         self.files = self.knowledge_base.working_files()
         head = self._head()
-        self.parent = self.knowledge_base.snapshot(head)
+        self.parent, self.known = self._parent(head)
         self.embedder: Embedder = self.knowledge_base.embedder(self.settings.embedder)
         self.journal = Journal(self.knowledge_base, self.embedder.fingerprint)
         # Two tokens of the limit are the special ones that the embedder adds.
@@ -145,9 +147,22 @@ class _Ingest:
                 return self.repository.resolve(MAIN)
             return self.repository.create_branch(self.options.branch, MAIN).commit_id
 
+    def _parent(self, head: str) -> tuple[Snapshot, dict[str, str]]:
+        """The release to start from, and the hash of each of its documents."""
+        if not self.options.reindex:
+            snapshot = self.knowledge_base.snapshot(head)
+            return snapshot, snapshot.hashes()
+        release = Release(commit=head, settings=self.settings, manifest=Manifest(), prompts=self._prompts())
+        stored = self.repository.list_objects(head, prefix=DOCUMENTS_PREFIX)
+        known = {
+            item.path.removeprefix(DOCUMENTS_PREFIX): sha256_hex(self.repository.get_object(head, item.path))
+            for item in stored
+        }
+        return Snapshot(release, []), known
+
     def _build(self, sources: Sources, head: str, transaction: Transaction | None) -> IngestResult:
         scan = scan_sources(
-            self.parent.hashes(), sources, self.options, self.progress, accept=self._accept(transaction)
+            self.known, sources, self.options, self.progress, accept=self._accept(transaction)
         )
         if scan.failed and self.options.strict:
             path, reason = scan.failed[0]
@@ -171,15 +186,18 @@ class _Ingest:
             chunker=chunker_changed,
             embedder=embedder_changed,
         )
-        empty = not (scan.documents or self.parent.paths)
+        if self.options.reindex:
+            parts.append("index")
+        empty = not (scan.documents or self.known)
         if empty or not self._differs(old, parts):
             return self._result(head, scan, changes, self.parent, self.parent, 0, 0, ())
         documents = scan.documents
-        if chunker_changed or embedder_changed:
+        fresh = chunker_changed or embedder_changed or self.options.reindex
+        if fresh:
             documents = documents + self._stored(scan, changes)
         work = self._split(
             documents,
-            fresh=chunker_changed or embedder_changed,
+            fresh=fresh,
             same_space=not embedder_changed,
             changes=changes,
         )
@@ -213,7 +231,7 @@ class _Ingest:
         self.bytes_written += len(content)
 
     def _changes(self, scan: Scan, transaction: Transaction | None) -> DocumentChanges:
-        known = self.parent.hashes()
+        known = self.known
         texts = {document.path: document.text.encode() for document in scan.documents}
         renamed: list[tuple[str, str]] = []
         if scan.deleted and scan.added:
@@ -251,7 +269,7 @@ class _Ingest:
     def _stored(self, scan: Scan, changes: DocumentChanges) -> list[Document]:
         """Every document that stays as it is, read again from the commit: its sources need not be at hand."""
         gone = {*changes.deleted, *(old for old, _ in changes.renamed), *(d.path for d in scan.documents)}
-        paths = [path for path in self.parent.paths if path not in gone]
+        paths = [path for path in order_paths(self.known) if path not in gone]
         documents = []
         for path in paths:
             content = self.repository.get_object(self.parent.release.commit, DOCUMENTS_PREFIX + path)
@@ -336,16 +354,23 @@ class _Ingest:
     ) -> IngestResult:
         if gate is not None:
             self.progress("evaluate", 0, None)
-        landing = land(
-            self.repository,
-            work,
-            self.options.branch,
-            head=head,
-            message=transaction.message,
-            metadata=transaction.metadata,
-            gate=gate,
-            squash=True,
-        )
+        try:
+            landing = land(
+                self.repository,
+                work,
+                self.options.branch,
+                head=head,
+                message=transaction.message,
+                metadata=transaction.metadata,
+                gate=gate,
+                squash=True,
+            )
+        except NoChangesError:
+            if not self.options.reindex:
+                raise
+            # The new index has the bytes of the old one: what was damaged is whole again, in place.
+            verdict = self.repository.get_commit(head).metadata.get("verdict", "")
+            landing = Landing(head, self.options.branch, True, verdict)
         self.journal.clear()
         return replace(
             result,

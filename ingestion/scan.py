@@ -20,13 +20,15 @@ MEGABYTE = 1024 * 1024
 class IngestOptions:
     """How to ingest; `prune_prefix` limits pruning to document paths that start with it.
 
-    Pruning by sources that hold nothing would delete every document: only with `allow_empty`.
+    Pruning by sources that hold nothing would delete every document: only with `allow_empty`. `reindex`
+    makes the index anew from the stored documents and needs nothing of the old one: it may be damaged.
     """
 
     branch: str = MAIN
     prune: bool = False
     prune_prefix: str = ""
     allow_empty: bool = False
+    reindex: bool = False
     dry_run: bool = False
     strict: bool = False
     max_bytes: int = 100 * MEGABYTE

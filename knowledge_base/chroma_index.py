@@ -78,8 +78,10 @@ def build_chroma(folder: Path, vectors: NDArray[np.float16]) -> None:
     connection.close()
 
 
-def open_chroma(folder: Path) -> tuple[Any, Any]:
-    """The client and the collection of a folder that was checked.
+def open_chroma(folder: Path, probe: NDArray[np.float32]) -> tuple[Any, Any]:
+    """The client and the collection of a folder that was checked, after one query by `probe`.
+
+    The graph is read with the first query: here, before anybody may take the files away.
 
     Chroma writes when it opens a folder: where it may not, it gets a copy that lives as long as the client.
 
@@ -97,7 +99,9 @@ def open_chroma(folder: Path) -> tuple[Any, Any]:
         client = chromadb.PersistentClient(str(place), settings=chromadb.Settings(anonymized_telemetry=False))
         if place is not folder:
             weakref.finalize(client, shutil.rmtree, place.parent, ignore_errors=True)
-        return client, client.get_collection(_COLLECTION, embedding_function=None)
+        collection = client.get_collection(_COLLECTION, embedding_function=None)
+        collection.query(query_embeddings=probe, n_results=1, include=[])
+        return client, collection
     except (ChromaError, OSError, ValueError) as error:
         raise DamagedError(f"Chroma cannot open {folder}: {error}.", hint="Run `rag rebuild`.") from error
 

@@ -123,7 +123,7 @@ def _stage(draft: IndexDraft, snapshot: Snapshot, transaction: Transaction) -> i
     for gone in present - {ref.id for ref, _ in draft.segments}:
         transaction.delete_prefix(f"{SEGMENTS_PREFIX}{gone}/")
     for ref, segment in draft.segments:
-        if ref.id in present:
+        if ref.id in present and ref.id not in draft.fresh:
             continue
         for name in TABLES:
             with segment.open_table(name) as table:

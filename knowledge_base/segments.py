@@ -12,6 +12,7 @@ renamed into place. One that is missing, torn or changed is rebuilt from parquet
 import io
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -187,7 +188,7 @@ class Segment:
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DamagedError(
                 f"Segment {self.id} cannot be read: {error}.",
-                hint="Run `rag fsck`; restore from a clone or backup.",
+                hint="`rag fsck --repair --from BACKUP` restores it; `rag ingest --reindex` makes it anew.",
             ) from error
 
     @cached_property
@@ -288,11 +289,8 @@ class Segment:
             vectors = np.load(self._folder / "vectors.npy", mmap_mode="r")
             self._caches = _Caches(vectors, Postings(self._folder / f"lexical-{self._language}"))
         if with_chroma and self._caches.collection is None:
-            client, collection = open_chroma(self._folder / "chroma")
-            # The graph is read with the first query: now, before anybody may take the files away.
             probe = self._caches.vectors[:1].astype(np.float32)
-            collection.query(query_embeddings=probe, n_results=1, include=[])
-            self._caches.client, self._caches.collection = client, collection
+            self._caches.client, self._caches.collection = open_chroma(self._chroma(), probe)
         return self._caches
 
     def _restore(self) -> None:
@@ -310,6 +308,9 @@ class Segment:
         if self._caches is not None and self._caches.client is not None:
             self._caches.client.close()
         self._caches = None
+
+    def _chroma(self) -> Path:
+        return next(self._folder.glob("chroma-*"), self._folder / "chroma")
 
     def check_cache(self) -> str | None:
         """What is wrong with the caches, None when every sealed file is as it was written.
@@ -329,7 +330,7 @@ class Segment:
             for name, digest in sealed.items():
                 if sha256_hex((self._folder / name).read_bytes()) != digest:
                     return f"{name} has changed"
-            return check_database(self._folder / "chroma" / DATABASE, seal["database"])
+            return check_database(self._chroma() / DATABASE, seal["database"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"the cache is missing or unreadable ({type(error).__name__})"
 
@@ -355,7 +356,9 @@ class Segment:
                 vectors = self.read_vectors()
                 np.save(temporary / "vectors.npy", vectors)
                 write_postings(temporary / f"lexical-{self._language}", self.passage_texts(), self._language)
-                build_chroma(temporary / "chroma", vectors)
+                # A name of its own: within a process Chroma knows folders by their paths, and would go on
+                # with the files of the one that this one replaces.
+                build_chroma(temporary / f"chroma-{secrets.token_hex(4)}", vectors)
                 _seal(temporary, len(vectors))
             with _undisturbed(self._folder.parent):
                 _retire(self._folder)
@@ -380,7 +383,8 @@ def _seal(folder: Path, passages: int) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != DATABASE
     }
-    database = seal_database(folder / "chroma" / DATABASE)
+    (chroma,) = folder.glob("chroma-*")
+    database = seal_database(chroma / DATABASE)
     seal = {"passages": passages, "files": files, "database": database}
     (folder / _SEAL).write_bytes(canonical_json({**seal, "sha256": _seal_hash(seal)}))
 

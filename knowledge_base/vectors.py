@@ -4,13 +4,14 @@ import io
 import zipfile
 import zlib
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knowledge_base.durable import remove_folder, write_bytes
-from knowledge_base.errors import PlumblineError
+from knowledge_base.errors import DamagedError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.release import Fingerprint, fingerprint_id, load_release
 from knowledge_base.segments import Segment, open_segments
@@ -47,9 +48,10 @@ def find_vectors(
     for segment in segments.values():
         if not missing:
             break
-        here = segment.vectors_of(missing)
-        found.update(here)
-        missing -= here.keys()
+        with suppress(DamagedError):  # fsck says so; embedding again is right
+            here = segment.vectors_of(missing)
+            found.update(here)
+            missing -= here.keys()
     return found
 
 
