@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from knowledge_base.durable import write_bytes
+from knowledge_base.durable import exclusive_lock, write_bytes
 from knowledge_base.errors import EmbedderError, MissingExtraError
 from knowledge_base.release import EmbedderSettings, Fingerprint
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
+_EXPORT_SECONDS = 600.0
 STATIC_PREFIX = "static:"
 _FP32_BATCH = 8
 _WEIGHT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
@@ -69,7 +70,10 @@ def load_embedder(settings: EmbedderSettings, cache: Path, *, threads: int | Non
     recipe = "static" if static else settings.precision
     folder = cache / f"{weights[:32]}-{recipe}"
     if not (folder / "plumbline.json").exists():
-        _export(source, folder, recipe)
+        # Two commands on a fresh machine: the second one waits, and finds the model there.
+        with exclusive_lock(cache / ".exporting", wait_seconds=_EXPORT_SECONDS):
+            if not (folder / "plumbline.json").exists():
+                _export(source, folder, recipe)
     try:
         if static:
             return StaticEmbedder(settings, folder, weights)
