@@ -32,7 +32,8 @@ _NOTHING = "0" * 40
 def faults_of_refs(folder: Path) -> Iterator[str]:
     """What is wrong with config, with logs, and which refs are gone.
 
-    A log one entry ahead or behind is no fault: a kill between the two writes leaves it so.
+    A log that is one entry ahead or behind, or not there yet, is no fault: a kill between the two writes
+    leaves it so. `repair` writes a missing one.
     """
     config = _read(folder / "config")
     if "bare = true" not in config or "logallrefupdates = always" not in config:
@@ -43,9 +44,6 @@ def faults_of_refs(folder: Path) -> Iterator[str]:
             yield f"the log of {name} cannot be read"
         if not (folder / name).exists() and f" {name}\n" not in _read(folder / "packed-refs"):
             yield f"{name} is missing"
-    for name in _loose(folder):
-        if name not in logged and _ID.fullmatch(_read(folder / name).strip()):
-            yield f"the log of {name} is missing"
 
 
 def repair(folder: Path, default_branch: str, backup: Path | None, spares: Iterable[bytes]) -> list[str]:
@@ -201,8 +199,9 @@ def _logged(folder: Path) -> Iterator[tuple[str, str]]:
         name = path.relative_to(logs).as_posix()
         if path.is_file() and name.startswith("refs/"):
             lines = _read(path).splitlines()
-            matched = _LOG_LINE.fullmatch(lines[-1]) if lines else None
-            yield name, matched[1] if matched else ""
+            if lines:  # an empty one is a log about to be written
+                matched = _LOG_LINE.fullmatch(lines[-1])
+                yield name, matched[1] if matched else ""
 
 
 def _write_log(folder: Path, name: str, commit: str) -> None:

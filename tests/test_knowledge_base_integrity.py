@@ -76,9 +76,9 @@ def each_damage(kb: KnowledgeBase) -> Iterator[tuple[Path, str]]:
 
 
 def harmless(path: Path, kind: str) -> bool:
-    """A cache without its seal is no cache; a ref's log, the second copy, may lose lines, not all of them."""
+    """A cache without its seal is no cache; a ref's log, the second copy, may be gone, not unreadable."""
     lost_seal = path.name == "seal.json" and kind == "delete"
-    log = "logs" in path.parts and (path.name == "HEAD" or kind in ("flip", "halve"))
+    log = "logs" in path.parts and (path.name == "HEAD" or kind != "zero")
     return lost_seal or log
 
 
