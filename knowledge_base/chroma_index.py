@@ -106,6 +106,17 @@ def open_chroma(folder: Path, probe: NDArray[np.float32]) -> tuple[Any, Any]:
         raise DamagedError(f"Chroma cannot open {folder}: {error}.", hint="Run `rag rebuild`.") from error
 
 
+def query_chroma(collection: Any, query: NDArray[np.float32], count: int) -> list[int]:
+    """Rows nearest to `query`, best first. Raises DamagedError when the files are gone or unreadable."""
+    from chromadb.errors import ChromaError
+
+    try:
+        found = collection.query(query_embeddings=query.reshape(1, -1), n_results=count, include=[])
+    except ChromaError as error:
+        raise DamagedError(f"Chroma cannot answer: {error}.", hint="Run `rag rebuild`.") from error
+    return [int(row) for row in found["ids"][0]]
+
+
 def seal_database(path: Path) -> dict[str, Any]:
     """Size, hash, and which page is left out of the hash, of a database that nobody has open."""
     connection = sqlite3.connect(path)

@@ -26,7 +26,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from knowledge_base.chroma_index import DATABASE, build_chroma, check_database, open_chroma, seal_database
+from knowledge_base.chroma_index import (
+    DATABASE,
+    build_chroma,
+    check_database,
+    open_chroma,
+    query_chroma,
+    seal_database,
+)
 from knowledge_base.documents import Chunk, Document, sha256_hex
 from knowledge_base.durable import disk_errors, exclusive_lock, publish_folder, remove_folder
 from knowledge_base.errors import DamagedError
@@ -260,9 +267,14 @@ class Segment:
         if not len(self.passage_hashes):
             return np.empty(0, np.int64)
         count = min(count, len(self.passage_hashes))
-        collection = self._opened(with_chroma=True).collection
-        found = collection.query(query_embeddings=query.reshape(1, -1), n_results=count, include=[])
-        return np.array([int(row) for row in found["ids"][0]], np.int64)
+        try:
+            rows = query_chroma(self._opened(with_chroma=True).collection, query, count)
+        except DamagedError:
+            # gc took the files of a release that still serves, and Chroma wanted to open one more time.
+            with self._opening:
+                self._caches = None
+            rows = query_chroma(self._opened(with_chroma=True).collection, query, count)
+        return np.array(rows, np.int64)
 
     def _opened(self, *, with_chroma: bool = False) -> "_Caches":
         """The caches, checked and if need be rebuilt when first used."""
