@@ -7,11 +7,12 @@ from functools import cache
 from typing import Any
 
 from eval.golden import GoldenQuestion
-from eval.judge import JUDGE, faithfulness
+from eval.judge import faithfulness
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import MissingExtraError, NotFoundError
 from rag.answer import Answer, Citation
 from rag.engine import Engine
+from rag.support import JUDGE
 
 METRICS = (
     "faithfulness",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from eval.evaluate import evaluate_release, release_before
 from eval.gate import Verdict
-from eval.judge import JUDGE, faithfulness
+from eval.judge import faithfulness
 from eval.metrics import citation_validity
 from knowledge_base.difference import diff_releases
 from knowledge_base.durable import write_bytes
@@ -21,6 +21,7 @@ from knowledge_base.release import Frozen
 from knowledge_base.snapshot import Snapshot
 from rag.answer import Answer
 from rag.answer_log import AnswerLog
+from rag.support import JUDGE
 
 SCHEMA_VERSION = 1
 RECENT_ANSWERS = 200

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eval.evaluate import evaluate_release
 from eval.gate import bootstrap_interval, judge
 from eval.golden import load_golden, parse_golden
-from eval.judge import claims, faithfulness, support
+from eval.judge import faithfulness
 from eval.metrics import Row, Score, Scores, citation_validity, score_engine
 from eval.report import write_report
 from ingestion.pipeline import IngestOptions, ingest
@@ -23,6 +23,7 @@ from knowledge_base.lifecycle import Judgement
 from rag.answer import Answer, ReleaseRef
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
+from rag.support import claims, support
 
 GOLDEN = [
     {
@@ -97,8 +98,8 @@ def test_golden_lines_may_hold_what_other_systems_call_a_line_break() -> None:
 
 def test_the_judge_supports_what_the_context_says() -> None:
     context = "The default port of the server is 8420. Run the installer with administrator rights."
-    assert support("The default port is 8420.", [context]) == 1.0
-    assert support("The reactor melts at dawn.", [context]) < 0.5
+    assert support(["The default port is 8420.", "No."], [context])[0] == 1.0
+    assert support(["The reactor melts at dawn."], [context])[0] < 0.5
     assert (
         faithfulness("The default port is 8420. [1] Elephants paint houses on Tuesdays. [2]", [context])
         == 0.5
@@ -113,7 +114,8 @@ def test_quotes_without_full_stops_are_claims_of_their_own() -> None:
 
 
 def test_the_judge_sees_a_changed_digit() -> None:
-    assert support("Open port 9", ["Open port 8"]) < support("Open port 8", ["Open port 8"]) == 1.0
+    wrong, right = support(["Open port 9", "Open port 8"], ["Open port 8"])
+    assert wrong < right == 1.0
 
 
 def scores(**values: list[float]) -> Scores:
