@@ -24,7 +24,8 @@ PlumblineError                  exit code 3: something it depends on failed
 ├── DamagedError                stored content does not match its hash
 ├── StorageError                the disk refused a write (full, read-only, ...)
 ├── LockedError                 another process holds the writer lock
-└── EmbedderError               the embedding model cannot be loaded or run
+├── EmbedderError               the embedding model cannot be loaded or run
+└── ModelError                  a language model failed, or its reply cannot be used
 
 A message says what happened and to which id; `hint` says what to do next.
 """
@@ -199,3 +200,14 @@ class LockedError(PlumblineError):
 
 class EmbedderError(PlumblineError):
     """The embedding model cannot be loaded or run."""
+
+
+class ModelError(PlumblineError):
+    """A language model could not be asked, or its reply cannot be used.
+
+    `transient` says whether the same request may succeed later.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", transient: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.transient = transient

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import DamagedError, NotFoundError, SettingsError
@@ -62,12 +62,51 @@ class RetrievalSettings(Frozen):
     language: str = "english"
 
 
-class AnswerSettings(Frozen):
-    """Who writes the answer, and when to abstain."""
+class ModelSettings(Frozen):
+    """A language model: which one, where, and how patiently it is asked.
 
-    model: Literal["extractive"] = "extractive"
+    `model` is LangChain's `provider:name`; `base_url` the address of a server that speaks the provider's
+    protocol; prices are for a million tokens, in whatever currency is paid in.
+    """
+
+    model: str = Field(pattern=r"^(extractive|offline|[a-z][a-z0-9_-]*:\S+)$")
+    base_url: str = Field(default="", pattern=r"^(https?://[^\s@]+)?$")
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    max_tokens: int = Field(default=1024, ge=1, le=100_000)
+    timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
+    retries: int = Field(default=2, ge=0, le=10)
+    input_price: float = Field(default=0.0, ge=0)
+    output_price: float = Field(default=0.0, ge=0)
+
+
+EXTRACTIVE = "extractive"
+
+
+class AnswerSettings(ModelSettings):
+    """Who writes the answer, what it may rest on, and when to abstain.
+
+    `fallbacks` are asked in turn when the model fails; a bare string is a model with the other settings
+    at their defaults. `context_tokens` bounds the passages a model is given, in the embedder's tokens.
+    """
+
+    model: str = Field(default=EXTRACTIVE, pattern=r"^(extractive|[a-z][a-z0-9_-]*:\S+)$")
+    fallbacks: tuple[ModelSettings, ...] = ()
+    grounding: Literal["strict", "flag", "off"] = "strict"
+    context_tokens: int = Field(default=3000, ge=100, le=200_000)
     max_sentences: int = Field(default=3, ge=1, le=20)
     min_support: float = Field(default=0.4, ge=0, le=1)
+
+    @field_validator("fallbacks", mode="before")
+    @classmethod
+    def _names_are_models(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple({"model": item} if isinstance(item, str) else item for item in value)
+
+    @property
+    def models(self) -> tuple[ModelSettings, ...]:
+        """Everyone who is asked, in turn."""
+        return (self, *self.fallbacks)
 
 
 class Settings(Frozen):

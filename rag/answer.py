@@ -50,7 +50,7 @@ class Citation(Frozen):
 
 
 class Usage(Frozen):
-    """Language-model tokens; zero when no language model was asked."""
+    """Language-model tokens; zero when no language model was asked, or it did not say."""
 
     input_tokens: int = 0
     output_tokens: int = 0
