@@ -28,6 +28,7 @@ from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
 from knowledge_base.lexical import Analyzer
 from knowledge_base.lifecycle import Gate, Landing, land, release_metadata, work_branch
+from knowledge_base.prompts import check_prompts
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
     GOLDEN_PREFIX,
@@ -116,6 +117,7 @@ class _Ingest:
             )
         Analyzer(self.settings.retrieval.language)  # an unknown language is refused before any work
         self.files = self.knowledge_base.working_files()
+        check_prompts(self._prompts(), self.settings)
         head = self._head()
         self.parent, self.known = self._parent(head)
         self.embedder: Embedder = self.knowledge_base.embedder(self.settings.embedder)

@@ -8,6 +8,7 @@ plumbline.toml, prompts/, golden/    the working copy: edited by people, committ
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,23 +57,11 @@ dense_weight = 0.5             # 0 is lexical alone, 1 dense alone
 language = "english"           # stemmer of the lexical index; "none" for no stemming
 
 [answer]
-model = "extractive"           # quotes the best sentences; needs no language model
+model = "extractive"           # quotes the best sentences; or a language model: "openai:NAME", ...
+fallbacks = []                 # asked in turn when the model fails: ["ollama:NAME", "extractive"]
+grounding = "strict"           # an unsupported sentence is dropped; "flag" marks it, "off" lets it pass
 max_sentences = 3
 min_support = 0.4              # below it the answer abstains
-"""
-
-DEFAULT_PROMPT = """\
----
-name: answer
-description: How a language model is asked to answer from the retrieved passages.
----
-Answer the question from the numbered passages alone. After every sentence, cite the passages that
-support it, as [1] or [1][2]. If they do not hold the answer, say that you cannot answer.
-
-Passages:
-{contexts}
-
-Question: {question}
 """
 
 
@@ -101,10 +90,8 @@ class KnowledgeBase:
                 f"{root} already holds a knowledge base.", hint="Use it, or choose another folder."
             )
         repository = open_version_store(str(folder)).create_repository(_REPOSITORY, default_branch=MAIN)
-        for name, content in (
-            (SETTINGS_PATH, DEFAULT_SETTINGS),
-            (f"{PROMPTS_PREFIX}answer.md", DEFAULT_PROMPT),
-        ):
+        defaults = {f"{PROMPTS_PREFIX}{name}": text for name, text in default_prompts().items()}
+        for name, content in {SETTINGS_PATH: DEFAULT_SETTINGS, **defaults}.items():
             if not (root / name).exists():
                 write_bytes(root / name, content.encode())
         (root / GOLDEN_PREFIX).mkdir(exist_ok=True)
@@ -212,6 +199,12 @@ class KnowledgeBase:
         """
         with exclusive_lock(self.folder / "lock", wait_seconds=self.lock_seconds):
             yield
+
+
+def default_prompts() -> dict[str, str]:
+    """The prompts that `rag init` writes, by file name."""
+    files = resources.files("knowledge_base") / "default_prompts"
+    return {file.name: file.read_text(encoding="utf-8") for file in sorted(files.iterdir(), key=str)}
 
 
 def repair_repository(root: Path, backup: Path | None, spares: list[bytes]) -> list[str]:

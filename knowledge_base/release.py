@@ -18,6 +18,7 @@ DOCUMENTS_PREFIX = "documents/"
 PROMPTS_PREFIX = "prompts/"
 GOLDEN_PREFIX = "golden/"
 INDEX_PREFIX = "index/"
+JUDGE_PROMPT = "judge.md"
 
 Fingerprint = Mapping[str, str | int | float | bool]
 """What decides a result, as flat canonical values; two of them are equal or the results may differ."""
@@ -53,13 +54,26 @@ class EmbedderSettings(Frozen):
 
 
 class RetrievalSettings(Frozen):
-    """How passages are ranked for a question."""
+    """How passages are ranked for a question, and what of them is given on.
+
+    `duplicates` is the cosine from which on a passage is the same as a better one and left out, `diversity`
+    the weight of being unlike those already chosen (MMR, Carbonell and Goldstein, 1998), `queries` how many
+    ways of asking a language model writes (1: the question alone), `reranker` a cross-encoder by name or
+    folder, and `expand` what is added around a passage, up to `expand_tokens`.
+    """
 
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     top_k: int = Field(default=5, ge=1, le=100)
     candidates: int = Field(default=100, ge=10, le=1000)
     dense_weight: float = Field(default=0.5, ge=0, le=1)
     language: str = "english"
+    duplicates: float = Field(default=1.0, ge=0.5, le=1)
+    diversity: float = Field(default=0.0, ge=0, le=1)
+    queries: int = Field(default=1, ge=1, le=8)
+    reranker: str = ""
+    rerank: int = Field(default=20, ge=1, le=200)
+    expand: Literal["none", "neighbours", "section"] = "none"
+    expand_tokens: int = Field(default=500, ge=50, le=20_000)
 
 
 class ModelSettings(Frozen):
@@ -190,8 +204,12 @@ class Release(Frozen):
 
 
 def hash_prompts(prompts: Mapping[str, str]) -> str:
-    """One name for a set of prompts: 16 hexadecimal digits, empty for none."""
-    return sha256_hex(json.dumps(dict(prompts), sort_keys=True).encode())[:16] if prompts else ""
+    """One name for the prompts that make answers: 16 hexadecimal digits, empty for none.
+
+    The judge's is left out: it decides no answer.
+    """
+    answering = {name: text for name, text in prompts.items() if name != JUDGE_PROMPT}
+    return sha256_hex(json.dumps(answering, sort_keys=True).encode())[:16] if answering else ""
 
 
 def load_release(repository: Repository, ref: str) -> Release:

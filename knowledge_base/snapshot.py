@@ -1,6 +1,7 @@
 """A release opened for search: its live documents, chunks and passages over all segments."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,14 @@ _SCANNED = 2048
 
 _ROUNDING = 1e-5
 """More than scores of equal vectors differ by before they are rounded."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Part of a snapshot's chunks: which rows, and the passages that at least one of them shows."""
+
+    rows: NDArray[np.bool_]
+    passages: NDArray[np.int64]
 
 
 class Snapshot:
@@ -141,10 +150,32 @@ class Snapshot:
         """Number of live chunks; equal texts count each time they occur."""
         return len(self._chunk_passages)
 
-    def chunks_of(self, passage: int) -> list[Chunk]:
-        """Every place where a passage stands, by path and position."""
+    def chunks_of(self, passage: int, selection: Selection | None = None) -> list[Chunk]:
+        """Every place where a passage stands, or every selected one, by path and position."""
         first, last = np.searchsorted(self._chunk_passages, [passage, passage + 1])
-        return [self._chunk(row) for row in range(int(first), int(last))]
+        rows = range(int(first), int(last))
+        return [self._chunk(row) for row in rows if selection is None or selection.rows[row]]
+
+    @property
+    def chunk_documents(self) -> NDArray[np.int64]:
+        """For each chunk, the index of its document in `paths`; shape (chunk_count,)."""
+        ranks: NDArray[np.int64] = self._chunks["rank"].astype(np.int64)
+        return ranks
+
+    @property
+    def chunk_pages(self) -> NDArray[np.int64]:
+        """For each chunk, its page from 1; 0 where there are no pages."""
+        pages: NDArray[np.int64] = self._chunks["page"].astype(np.int64)
+        return pages
+
+    @property
+    def chunk_headings(self) -> NDArray[np.generic]:
+        """For each chunk, the headings above it, outermost first, in lines."""
+        return self._chunks["heading"]
+
+    def select(self, rows: NDArray[np.bool_]) -> Selection:
+        """The chunks for which `rows` is true, shape (chunk_count,)."""
+        return Selection(rows, np.unique(self._chunk_passages[rows]))
 
     def chunk_ids(self, paths: Collection[str] | None = None) -> set[str]:
         """The id of every live chunk, or of those of some documents."""
@@ -159,11 +190,13 @@ class Snapshot:
             for rank, start, end, digest in rows
         }
 
-    def chunks_in(self, paths: Collection[str]) -> list[Chunk]:
-        """The chunks of some documents, by path and position."""
+    def chunks_in(self, paths: Collection[str], selection: Selection | None = None) -> list[Chunk]:
+        """The chunks of some documents, or the selected ones of them, by path and position."""
         columns = self._chunks
         wanted = np.fromiter((path in paths for path in self.paths), bool, len(self.paths))
         rows = np.flatnonzero(wanted[columns["rank"]]) if len(wanted) else np.empty(0, np.int64)
+        if selection is not None:
+            rows = rows[selection.rows[rows]]
         order = np.lexsort((columns["end"][rows], columns["start"][rows], columns["rank"][rows]))
         return [self._chunk(int(row)) for row in rows[order]]
 
@@ -241,6 +274,13 @@ class Snapshot:
             # In double precision: in single, the last digit depends on how many rows are asked at once.
             scores[here] = self.segments[number].vectors[rows].astype(np.float64) @ query.astype(np.float64)
         return np.round(scores, 6)
+
+    def passage_vectors(self, passages: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vector of each passage, shape (len(passages), dimension)."""
+        numbers = np.searchsorted(self._starts, passages, side="right") - 1
+        rows = passages - self._starts[numbers]
+        pairs = zip(numbers.tolist(), rows.tolist(), strict=True)
+        return np.array([self.segments[number].vectors[row] for number, row in pairs], np.float32)
 
     def lexical_scores(self, question: str) -> NDArray[np.float64]:
         """BM25 of every passage, shape (passages,); 0 where no term matches or the passage is dead."""

@@ -1,6 +1,6 @@
 """What a question gets back: over the wire, into the log, into evaluation."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -56,8 +56,45 @@ class Usage(Frozen):
     output_tokens: int = 0
 
 
+class Conflict(Frozen):
+    """A retrieved passage of another document that says otherwise than the quote cited as `marker`."""
+
+    marker: int
+    path: str
+    chunk_id: str
+    start: int
+    end: int
+    quote: str
+
+
+class Unsupported(Frozen):
+    """A sentence of the model that its passages do not support: left out, or shown and `flagged`."""
+
+    sentence: str
+    support: float
+    flagged: bool
+
+
+class Attempt(Frozen):
+    """A model that was asked and failed, before another one answered."""
+
+    model: str
+    error: str
+
+
+class Turn(Frozen):
+    """An earlier question of a conversation and its answer."""
+
+    question: str
+    answer: str
+
+
 class Answer(Frozen):
-    """An answer with its evidence, or an abstention (`abstained`, no citations)."""
+    """An answer with its evidence, or an abstention (`abstained`, no citations).
+
+    `queries` is what was searched for, `cost` what the tokens cost at the release's prices, `attempts`
+    which models failed before `model` answered.
+    """
 
     id: str
     question: str
@@ -69,8 +106,46 @@ class Answer(Frozen):
     model: str
     prompt: str
     usage: Usage = Usage()
+    cost: float = 0.0
+    queries: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    unsupported: tuple[Unsupported, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     timings_ms: dict[str, float] = Field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as `rag ask --json` and `POST /v1/query` give them."""
         return self.model_dump(mode="json")
+
+
+class Retrieved(Frozen):
+    """What was found for which queries, before the answer begins."""
+
+    event: Literal["retrieval"] = "retrieval"
+    queries: tuple[str, ...]
+    contexts: tuple[Context, ...]
+
+
+class Text(Frozen):
+    """More of the answer: only sentences that have been checked."""
+
+    event: Literal["text"] = "text"
+    text: str
+
+
+class Restarted(Frozen):
+    """What was shown of the answer does not hold: its model failed half-way, and the next one begins."""
+
+    event: Literal["restart"] = "restart"
+    attempt: Attempt
+
+
+class Done(Frozen):
+    """The whole answer; its text is what the pieces since the last restart make together."""
+
+    event: Literal["done"] = "done"
+    answer: Answer
+
+
+Event = Retrieved | Text | Restarted | Done
+"""One step of an answer under way."""

@@ -1,98 +1,205 @@
-"""The retrieval chain as a LangChain runnable: question -> passages -> grounded answer."""
+"""A question in, a grounded answer out: retrieve, ask the models in turn, check every sentence.
+
+Of a language model's reply only what its passages support is handed on, sentence by sentence. From the
+first sentence without support on, the rest waits for one repair by the model; so what was streamed is
+always the beginning of the answer.
+"""
 
 import time
 import uuid
-from typing import Any
-
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
-from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
-from pydantic import ConfigDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedders import Embedder
-from knowledge_base.release import AnswerSettings
-from rag.answer import Answer, Citation, Context, ReleaseRef
+from knowledge_base.errors import MissingExtraError, ModelError
+from knowledge_base.prompts import Prompt
+from knowledge_base.release import EXTRACTIVE, AnswerSettings, ModelSettings, RetrievalSettings
+from knowledge_base.snapshot import Selection
+from rag.answer import (
+    Answer,
+    Attempt,
+    Citation,
+    Context,
+    Done,
+    Event,
+    ReleaseRef,
+    Restarted,
+    Retrieved,
+    Text,
+    Turn,
+    Usage,
+)
+from rag.conflicts import find_conflicts
+from rag.conversation import other_queries, stand_alone
 from rag.extractive import Sentence, choose, find_support
+from rag.models import LanguageModel, cost
 from rag.quotable import shown
 from rag.retriever import Retriever
+from rag.writing import Draft, pack, write
 
 ABSTENTION = "The knowledge base holds no supported answer to this question."
 
 
-class PlumblineRetriever(BaseRetriever):
-    """One release as a LangChain retriever; every document carries its context as metadata."""
+@dataclass(frozen=True)
+class Question:
+    """What is asked: in words, after what, how many passages, among which."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    retriever: Retriever
+    text: str
+    history: tuple[Turn, ...] = ()
     top_k: int | None = None
-
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
-    ) -> list[Document]:
-        return [to_document(context) for context in self.retriever.search(query, self.top_k)]
+    selection: Selection | None = None
 
 
-def to_document(context: Context) -> Document:
-    """A context as LangChain's document."""
-    return Document(
-        id=context.chunk_id, page_content=context.text, metadata=context.model_dump(exclude={"text"})
-    )
+@dataclass
+class _Under:
+    """An answer under way: what it has taken so far."""
 
+    question: Question
+    queries: tuple[str, ...] = ()
+    contexts: tuple[Context, ...] = ()
+    usage: Usage = Usage()
+    cost: float = 0.0
+    attempts: list[Attempt] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
 
-def to_context(document: Document) -> Context:
-    """The context a LangChain document was made from."""
-    return Context(text=document.page_content, **document.metadata)
-
-
-def build_chain(
-    retriever: Retriever,
-    embedder: Embedder,
-    settings: AnswerSettings,
-    *,
-    release: ReleaseRef,
-    prompt: str,
-    language: str,
-) -> Runnable[dict[str, Any], Answer]:
-    """A runnable from `{"question", "top_k"}` to an Answer; every step can be replaced by another."""
-
-    def retrieve(inputs: dict[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
-        documents = PlumblineRetriever(retriever=retriever, top_k=inputs.get("top_k")).invoke(
-            inputs["question"]
+    def spend(self, usage: Usage, model: ModelSettings) -> None:
+        self.usage = Usage(
+            input_tokens=self.usage.input_tokens + usage.input_tokens,
+            output_tokens=self.usage.output_tokens + usage.output_tokens,
         )
-        return {"documents": documents, "retrieve_ms": _milliseconds(started)}
+        self.cost += cost(usage, model)
 
-    def answer(inputs: dict[str, Any]) -> Answer:
+
+class Chain:
+    """The retrieval chain of one release. Safe to share between threads."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        embedder: Embedder,
+        answer: AnswerSettings,
+        retrieval: RetrievalSettings,
+        prompts: Mapping[str, Prompt],
+        release: ReleaseRef,
+        prompt_hash: str,
+    ) -> None:
+        self._retriever = retriever
+        self._embedder = embedder
+        self._answer = answer
+        self._retrieval = retrieval
+        self._prompts = prompts
+        self._release = release
+        self._prompt_hash = prompt_hash
+        self._models = {m: LanguageModel(m) for m in answer.models if m.model != EXTRACTIVE}
+
+    def stream(self, question: Question) -> Iterator[Event]:
+        """The steps of an answer; the last one is Done.
+
+        Raises:
+            ModelError: Every model failed, and the extractive answerer is not among them.
+            MissingExtraError: Likewise, the last one for a package that is not installed.
+        """
         started = time.perf_counter()
-        contexts = [to_context(document) for document in inputs["retrieved"]["documents"]]
-        found = find_support(inputs["question"], contexts, embedder, language)
-        quoted = choose(found, minimum=settings.min_support, maximum=settings.max_sentences)
-        retrieve_ms = inputs["retrieved"]["retrieve_ms"]
-        answer_ms = _milliseconds(started)
+        under = _Under(question)
+        self._retrieve(under)
+        under.timings["retrieve"] = _milliseconds(started)
+        yield Retrieved(queries=under.queries, contexts=under.contexts)
+        answering = time.perf_counter()
+        finish = _clocked(started, answering, under)
+        for settings in self._answer.models:
+            spoken = False
+            try:
+                steps = self._extract(under) if settings.model == EXTRACTIVE else self._ask(under, settings)
+                for step in steps:
+                    spoken = spoken or isinstance(step, Text)
+                    yield Done(answer=finish(step.answer)) if isinstance(step, Done) else step
+                return
+            except (ModelError, MissingExtraError) as error:
+                attempt = Attempt(model=settings.model, error=error.message)
+                under.attempts.append(attempt)
+                if settings is self._answer.models[-1]:
+                    raise
+                if spoken:
+                    yield Restarted(attempt=attempt)
+
+    # -- retrieval -----------------------------------------------------------------------------
+
+    def _retrieve(self, under: _Under) -> None:
+        asked, model = under.question, next(iter(self._models.values()), None)
+        query, usage = stand_alone(asked.text, asked.history, model, self._prompts)
+        others: list[str] = []
+        if model:
+            under.spend(usage, model.settings)
+        if model and self._retrieval.queries > 1:
+            try:
+                others, usage = other_queries(
+                    query, self._retrieval.queries - 1, model, self._prompts["queries"]
+                )
+                under.spend(usage, model.settings)
+            except (ModelError, MissingExtraError) as error:
+                under.attempts.append(Attempt(model=model.name, error=error.message))
+        found = self._retriever.search(query, asked.top_k, others=others, selection=asked.selection)
+        under.queries, under.contexts = (query, *others), tuple(found)
+
+    # -- without a language model --------------------------------------------------------------
+
+    def _extract(self, under: _Under) -> Iterator[Event]:
+        found = find_support(under.queries[0], under.contexts, self._embedder, self._retrieval.language)
+        quoted = choose(found, minimum=self._answer.min_support, maximum=self._answer.max_sentences)
+        citations = tuple(_quotation(i, s, self._release.commit) for i, s in enumerate(quoted, 1))
+        text = " ".join(f"{shown(s.text)} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION
+        yield Text(text=text)
+        yield Done(answer=self._made(under, EXTRACTIVE, text, citations))
+
+    # -- with one ------------------------------------------------------------------------------
+
+    def _ask(self, under: _Under, settings: ModelSettings) -> Iterator[Event]:
+        model = self._models[settings]
+        given = pack(under.contexts, self._answer.context_tokens, self._embedder)
+        if not given:
+            yield Text(text=ABSTENTION)
+            yield Done(answer=self._made(under, settings.model, ABSTENTION, ()))
+            return
+        draft = Draft(given, self._answer.grounding, self._release.commit)
+        spend = partial(under.spend, model=settings)
+        for text in write(draft, model, self._prompts, under.queries[0], spend):
+            if text:
+                yield Text(text=text)
+        if not draft.citations:
+            if draft.text:
+                reason = "nothing of its answer is supported by what it cites"
+                yield Restarted(attempt=Attempt(model=settings.model, error=reason))
+            yield Text(text=ABSTENTION)
+        answer = self._made(
+            under, settings.model, draft.text if draft.citations else ABSTENTION, draft.citations
+        )
+        yield Done(
+            answer=answer.model_copy(update={"contexts": given, "unsupported": tuple(draft.unsupported)})
+        )
+
+    def _made(self, under: _Under, model: str, text: str, citations: Sequence[Citation]) -> Answer:
         return Answer(
             id=uuid.uuid4().hex,
-            question=inputs["question"],
-            answer=" ".join(f"{shown(s.text)} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION,
-            abstained=not quoted,
-            release=release,
-            citations=tuple(_citation(i, sentence, release.commit) for i, sentence in enumerate(quoted, 1)),
-            contexts=tuple(contexts),
-            model=settings.model,
-            prompt=prompt,
-            timings_ms={
-                "retrieve": retrieve_ms,
-                "answer": answer_ms,
-                "total": round(retrieve_ms + answer_ms, 2),
-            },
+            question=under.question.text,
+            answer=text,
+            abstained=not citations,
+            release=self._release,
+            citations=tuple(citations),
+            contexts=under.contexts,
+            model=model,
+            prompt=self._prompt_hash,
+            usage=under.usage,
+            cost=round(under.cost, 8),
+            queries=under.queries,
+            conflicts=find_conflicts(citations, under.contexts),
+            attempts=tuple(under.attempts),
+            timings_ms=under.timings,
         )
 
-    return RunnablePassthrough.assign(retrieved=RunnableLambda(retrieve)) | RunnableLambda(answer)
 
-
-def _citation(marker: int, sentence: Sentence, commit: str) -> Citation:
+def _quotation(marker: int, sentence: Sentence, commit: str) -> Citation:
     return Citation(
         marker=marker,
         path=sentence.context.path,
@@ -105,6 +212,14 @@ def _citation(marker: int, sentence: Sentence, commit: str) -> Citation:
         score=sentence.context.score,
         support=sentence.support,
     )
+
+
+def _clocked(started: float, answering: float, under: _Under) -> Callable[[Answer], Answer]:
+    def finish(answer: Answer) -> Answer:
+        timings = under.timings | {"answer": _milliseconds(answering), "total": _milliseconds(started)}
+        return answer.model_copy(update={"timings_ms": timings})
+
+    return finish
 
 
 def _milliseconds(started: float) -> float:

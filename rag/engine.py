@@ -1,26 +1,45 @@
 """All that one release needs to answer, opened once and never changed: the unit of hot swap."""
 
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 from knowledge_base.embedders import Embedder
-from knowledge_base.errors import DamagedError, UsageError
+from knowledge_base.errors import DamagedError, PlumblineError, UsageError
 from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.release import Release
-from knowledge_base.snapshot import Snapshot
-from rag.answer import Answer, Context, ReleaseRef
+from knowledge_base.release import EXTRACTIVE, Release
+from knowledge_base.snapshot import Selection, Snapshot
+from knowledge_base.version_store import Repository
+from rag.answer import Answer, Context, Done, Event, ReleaseRef, Turn
 from rag.retriever import Retriever
+
+if TYPE_CHECKING:
+    from rag.chain import Chain
+    from rag.filters import Condition
+    from rag.reranker import Reranker
 
 MAX_QUESTION_CHARACTERS = 8000
 
 
 class Engine:
-    """Answers and searches over one release."""
+    """Answers and searches over one release. Safe to share between threads."""
 
-    def __init__(self, ref: str, release: Release, snapshot: Snapshot, embedder: Embedder) -> None:
+    def __init__(
+        self,
+        ref: str,
+        release: Release,
+        snapshot: Snapshot,
+        embedder: Embedder,
+        repository: Repository,
+        reranker: "Reranker | None" = None,
+    ) -> None:
         self.release_ref = ReleaseRef(ref=ref, commit=release.commit)
         self.release = release
         self.snapshot = snapshot
-        settings = release.settings
         self.embedder = embedder
-        self.retriever = Retriever(snapshot, embedder, settings.retrieval)
+        self._repository = repository
+        self._reranker = reranker
+        self.retriever = Retriever(snapshot, embedder, release.settings.retrieval, reranker)
 
     @classmethod
     def open(cls, knowledge_base: KnowledgeBase, ref: str = MAIN) -> "Engine":
@@ -29,7 +48,7 @@ class Engine:
         Raises:
             NotFoundError: There is no such ref.
             DamagedError: Its truth cannot be read, or this machine's embedder is not the release's.
-            EmbedderError: The embedding model cannot be loaded.
+            EmbedderError: The embedding model or the reranker cannot be loaded.
         """
         release = knowledge_base.release(ref)
         embedder = knowledge_base.embedder(release.settings.embedder)
@@ -41,30 +60,88 @@ class Engine:
                 hint="Install the same model, or run `rag ingest` to embed again with this one.",
             )
         # Not of `ref`: a branch may have moved since its release was read.
-        return cls(ref, release, knowledge_base.snapshot(release.commit), embedder)
+        snapshot = knowledge_base.snapshot(release.commit)
+        reranker = None
+        if name := release.settings.retrieval.reranker:
+            from rag.reranker import CrossEncoderReranker
+
+            reranker = CrossEncoderReranker(name)
+        return cls(ref, release, snapshot, embedder, knowledge_base.repository, reranker)
 
     def named(self, ref: str) -> "Engine":
         """The same engine for a request that asked for its release by another name."""
-        return Engine(ref, self.release, self.snapshot, self.embedder)
+        return Engine(ref, self.release, self.snapshot, self.embedder, self._repository, self._reranker)
 
-    def search(self, question: str, top_k: int | None = None) -> list[Context]:
+    def search(
+        self, question: str, top_k: int | None = None, where: "Sequence[Condition]" = ()
+    ) -> list[Context]:
         """Ranked passages. Raises UsageError for an empty or oversized question."""
-        return self.retriever.search(check_question(question), top_k)
+        return self.retriever.search(check_question(question), top_k, selection=self._select(where))
 
-    def ask(self, question: str, top_k: int | None = None) -> Answer:
-        """An answer with citations, or an abstention. Raises UsageError for an unfit question."""
-        from rag.chain import build_chain
+    def ask(
+        self,
+        question: str,
+        top_k: int | None = None,
+        *,
+        history: Sequence[Turn] = (),
+        where: "Sequence[Condition]" = (),
+    ) -> Answer:
+        """An answer with citations, or an abstention.
+
+        Raises:
+            UsageError: An unfit question or condition.
+            ModelError: Every model of the release failed.
+        """
+        for event in self.stream(question, top_k, history=history, where=where):
+            if isinstance(event, Done):
+                return event.answer
+        raise PlumblineError("The chain ended without an answer.")
+
+    def stream(
+        self,
+        question: str,
+        top_k: int | None = None,
+        *,
+        history: Sequence[Turn] = (),
+        where: "Sequence[Condition]" = (),
+    ) -> Iterator[Event]:
+        """The steps of an answer as they come: what was retrieved, checked text, the whole answer.
+
+        Raises:
+            UsageError: An unfit question or condition.
+            ModelError: Every model of the release failed.
+        """
+        from rag.chain import Question
+
+        asked = Question(check_question(question), tuple(history), top_k, self._select(where))
+        return self._chain.stream(asked)
+
+    @cached_property
+    def _chain(self) -> "Chain":
+        from rag.chain import Chain
 
         settings = self.release.settings
-        chain = build_chain(
+        prompts = {}
+        if any(model.model != EXTRACTIVE for model in settings.answer.models):
+            from knowledge_base.prompts import parse_prompts
+
+            prompts = parse_prompts(self.release.prompts)
+        return Chain(
             self.retriever,
             self.embedder,
             settings.answer,
-            release=self.release_ref,
-            prompt=self.release.prompt_hash,
-            language=settings.retrieval.language,
+            settings.retrieval,
+            prompts,
+            self.release_ref,
+            self.release.prompt_hash,
         )
-        return chain.invoke({"question": check_question(question), "top_k": top_k})
+
+    def _select(self, where: "Sequence[Condition]") -> Selection | None:
+        if not where:
+            return None
+        from rag.filters import select
+
+        return select(self.snapshot, where, self._repository)
 
     def close(self) -> None:
         """Release files and memory."""

@@ -16,8 +16,9 @@ from knowledge_base.home import KnowledgeBase
 from knowledge_base.sentences import split_sentences, split_units
 from rag.answer import Answer
 from rag.answer_log import AnswerLog
-from rag.chain import PlumblineRetriever, to_context
 from rag.engine import Engine
+from rag.filters import parse_conditions
+from rag.langchain_adapter import PlumblineRetriever, to_context
 from rag.retriever import Retriever
 
 
@@ -143,8 +144,11 @@ def test_each_mode_finds_the_document(knowledge_base: KnowledgeBase) -> None:
 
 def test_the_langchain_retriever_gives_the_same_passages(knowledge_base: KnowledgeBase) -> None:
     engine = Engine.open(knowledge_base)
-    documents = PlumblineRetriever(retriever=engine.retriever).invoke("refund")
-    assert [to_context(document) for document in documents] == engine.search("refund")
+    documents = PlumblineRetriever(engine=engine, where=("path=b*",)).invoke("refund")
+    assert [document.metadata["path"] for document in documents] == ["billing.md", "billing.md"]
+    assert [to_context(document) for document in documents] == engine.search(
+        "refund", where=parse_conditions(["path=b*"])
+    )
 
 
 def test_answers_come_back_from_the_log_newest_first(knowledge_base: KnowledgeBase) -> None:

@@ -1,0 +1,74 @@
+"""Follow-up questions: what a question means after what was said before it."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from knowledge_base.errors import ModelError, PlumblineError
+from knowledge_base.prompts import Prompt
+from rag.answer import Turn, Usage
+from rag.models import LanguageModel
+
+_TURNS = 4
+_REMEMBERED = 600  # characters of an answer
+_LONGEST_QUERY = 1000
+_WORD = re.compile(r"[^\W_]+")
+_POINTING = frozenset(
+    """
+    it its he him his she her they them their theirs this that these those there then one ones former latter
+    same such both
+    """.split()  # noqa: SIM905 - a list of quoted words is no easier to read
+)
+_OPENINGS = re.compile(
+    r"\s*(?:and|but|or|so|what about|how about|why|why not|since when|which one)\b", re.IGNORECASE
+)
+_SHORT = 3
+
+
+def stand_alone(
+    question: str, history: Sequence[Turn], model: LanguageModel | None, prompts: Mapping[str, Prompt]
+) -> tuple[str, Usage]:
+    """The question as it can be searched for without the conversation, and the tokens this took.
+
+    A language model rewrites it with the prompt `condense`. Without one, or when that fails, a question that
+    points back (a pronoun, "and on Sundays?", three words or fewer) is searched for together with the one
+    before it.
+    """
+    if not history:
+        return question, Usage()
+    if model and "condense" in prompts:
+        try:
+            said = model.complete(prompts["condense"].render(question=question, history=_transcript(history)))
+        except PlumblineError:
+            pass  # the answer itself will say what is wrong with the model
+        else:
+            rewritten = " ".join(said.text.split())
+            return (rewritten if 0 < len(rewritten) <= _LONGEST_QUERY else question), said.usage
+    return _joined(question, history), Usage()
+
+
+def other_queries(question: str, count: int, model: LanguageModel, prompt: Prompt) -> tuple[list[str], Usage]:
+    """Up to `count` other ways to ask, and the tokens this took. Raises ModelError."""
+    said = model.complete(prompt.render(question=question, count=str(count)))
+    lines = [re.sub(r"^\s*(?:[-*]|\d+[.)])\s*", "", line).strip() for line in said.text.splitlines()]
+    found = [
+        line for line in dict.fromkeys(lines) if line and line != question and len(line) <= _LONGEST_QUERY
+    ]
+    if not found:
+        raise ModelError(f"{model.name} wrote no queries.")
+    return found[:count], said.usage
+
+
+def _transcript(history: Sequence[Turn]) -> str:
+    return "\n".join(
+        f"Question: {turn.question}\nAnswer: {turn.answer[:_REMEMBERED]}" for turn in history[-_TURNS:]
+    )
+
+
+def _joined(question: str, history: Sequence[Turn]) -> str:
+    words = [word.lower() for word in _WORD.findall(question)]
+    points_back = len(words) <= _SHORT or bool(set(words) & _POINTING) or bool(_OPENINGS.match(question))
+    if not points_back:
+        return question
+    # The question before may itself have pointed further back.
+    before = _joined(history[-1].question, history[:-1]) if len(history) > 1 else history[-1].question
+    return f"{before} {question}"[-_LONGEST_QUERY:]
