@@ -7,17 +7,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from api.cli_ask import app as asking
 from api.cli_common import (
     Json,
     Kb,
     NoGate,
-    Ref,
-    TopK,
     answer_log_url,
     gate_of,
     open_knowledge_base,
     print_json,
 )
+from api.cli_prompts import app as prompts
 from api.cli_versions import app as versions
 from api.settings import read_environment, silence
 from knowledge_base.errors import CheckFailedError, PlumblineError, StorageError, UsageError
@@ -225,56 +225,6 @@ def status(
     print_json(value) if as_json else print_status(value)
 
 
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
-    ref: Ref = "main",
-    top_k: TopK = None,
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Answer with citations, or abstain."""
-    from api.render import print_answer
-    from rag.engine import Engine
-
-    knowledge_base = open_knowledge_base(kb)
-    engine = Engine.open(knowledge_base, ref)
-    answer = engine.ask(question, top_k)
-    if as_json:
-        print_json(answer.as_json())
-    else:
-        print_answer(answer)
-    # Logged after it is shown: the log must not keep the reader waiting, nor fail the answer.
-    from rag.answer_log import AnswerLog
-
-    try:
-        AnswerLog(answer_log_url(knowledge_base)).append(answer)
-    except PlumblineError as error:
-        sys.stderr.write(f"warning: {error.message}\n")
-
-
-@app.command()
-def search(
-    question: Annotated[str, typer.Argument(help="The question.")],
-    ref: Ref = "main",
-    top_k: TopK = None,
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Show the passages that would be read, best first."""
-    from api.render import print_results
-    from rag.engine import Engine
-
-    engine = Engine.open(open_knowledge_base(kb), ref)
-    results = engine.search(question, top_k)
-    value = {
-        "question": question,
-        "release": engine.release_ref.model_dump(),
-        "results": [result.model_dump(mode="json") for result in results],
-    }
-    print_json(value) if as_json else print_results(results)
-
-
 @app.command("eval")
 def evaluate(
     ref: Annotated[str, typer.Argument(help="Release to evaluate.")] = "main",
@@ -360,4 +310,6 @@ def serve(
     uvicorn.Server(config).run(sockets=[listening])
 
 
+app.add_typer(asking)
+app.add_typer(prompts, name="prompt")
 app.add_typer(versions)

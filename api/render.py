@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from ingestion.scan import IngestResult, Progress
     from knowledge_base.lifecycle import Landing
     from knowledge_base.retention import GcReport
-    from rag.answer import Answer, Context
+    from rag.answer import Answer, Citation, Context
 
 _SHOWN = 12
+_AROUND = 300
 
 
 def _console() -> Console:
@@ -129,23 +130,58 @@ def print_status(value: Mapping[str, Any]) -> None:
         console.print("Nothing is ingested yet: `rag ingest PATH...`.")
 
 
-def print_answer(answer: "Answer") -> None:
-    """An answer with its sources."""
+def print_answer(answer: "Answer", *, text: bool = True) -> None:
+    """An answer with its sources; without its `text` when that has been streamed."""
     console = _console()
-    style = "yellow" if answer.abstained else "bold"
-    console.print(f"[{style}]{escape(answer.answer)}[/]")
+    if text:
+        style = "yellow" if answer.abstained else "bold"
+        console.print(f"[{style}]{escape(answer.answer)}[/]")
     for citation in answer.citations:
         console.print(
             f"  [cyan]\\[{citation.marker}][/] {escape(citation.path)} "
             f"[dim]characters {citation.start} to {citation.end}, support {citation.support:.2f}[/]"
         )
+    for conflict in answer.conflicts:
+        console.print(
+            f"  [yellow]disagrees with \\[{conflict.marker}][/] {escape(conflict.path)}: "
+            f"{escape(' '.join(conflict.quote.split()))}"
+        )
+    for left in answer.unsupported:
+        verb = "unsupported" if left.flagged else "left out, unsupported"
+        console.print(f"  [yellow]{verb}[/] [dim]({left.support:.2f})[/] {escape(left.sentence)}")
     if answer.abstained and answer.contexts:
+        searched = " | ".join(query for query in answer.queries if query != answer.question)
         nearest = list(dict.fromkeys(context.path for context in answer.contexts))[:3]
-        console.print("[dim]Searched; nearest, but no answer:[/]")
+        console.print(
+            f"[dim]Searched{escape(': ' + searched) if searched else ''}; nearest, but no answer:[/]"
+        )
         for path in nearest:
             console.print(f"  [dim]{escape(path)}[/]")
-    total = answer.timings_ms.get("total", 0.0)
-    console.print(f"[dim]release {answer.release.commit[:12]}, model {answer.model}, {total:.0f} ms[/]")
+    for attempt in answer.attempts:
+        console.print(f"[yellow]{escape(attempt.model)} failed:[/] {escape(attempt.error)}")
+    console.print(f"[dim]{escape(_footing(answer))}[/]")
+
+
+def _footing(answer: "Answer") -> str:
+    parts = [
+        f"release {answer.release.commit[:12]}",
+        f"model {answer.model}",
+        f"{answer.timings_ms.get('total', 0.0):.0f} ms",
+    ]
+    if answer.usage.input_tokens or answer.usage.output_tokens:
+        parts.append(f"{answer.usage.input_tokens} + {answer.usage.output_tokens} tokens")
+    if answer.cost:
+        parts.append(f"cost {answer.cost:.4f}")
+    return ", ".join(parts)
+
+
+def print_source(citation: "Citation", text: str) -> None:
+    """A cited document around its quote, which stands out."""
+    console = _console()
+    before = text[max(0, citation.start - _AROUND) : citation.start]
+    after = text[citation.end : citation.end + _AROUND]
+    console.print(f"[cyan]{escape(citation.path)}[/] [dim]at {citation.commit[:12]}[/]")
+    console.print(f"{escape(before)}[reverse]{escape(citation.quote)}[/]{escape(after)}")
 
 
 def print_results(results: Sequence["Context"]) -> None:
@@ -183,6 +219,18 @@ def print_log(entries: Sequence[Mapping[str, Any]]) -> None:
             escape(entry["message"].splitlines()[0] if entry["message"] else ""),
         )
     console.print(table if entries else "No releases yet: run `rag ingest PATH...`.")
+
+
+def print_prompts(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prompts with what they are for."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("prompt", "hash", "examples", "description"):
+        table.add_column(name, overflow="fold", justify="right" if name == "examples" else "left")
+    for row in rows:
+        table.add_row(
+            f"[green]{escape(row['name'])}[/]", row["hash"], str(row["examples"]), escape(row["description"])
+        )
+    _console().print(table if rows else "No prompts yet: `rag init` writes them.")
 
 
 def print_refs(rows: Sequence[Mapping[str, str]], kind: str) -> None:
