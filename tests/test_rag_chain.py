@@ -302,3 +302,41 @@ def test_documents_that_disagree_are_shown_as_such(knowledge_base: KnowledgeBase
         text = engine.snapshot.document_text(conflict.path)
         assert text[conflict.start : conflict.end] == conflict.quote
     assert not engine.ask("How fast are refunds paid?").conflicts
+
+
+def test_a_real_model_that_babbles_is_never_believed(engine_with: Configure, server: ScriptedServer) -> None:
+    """A Llama of random weights, made here, behind the server: real tokens, none of them supported."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+    )
+    tiny = LlamaForCausalLM(config).eval()
+
+    def generate(request: Request) -> Reply:
+        prompt = str(request["messages"][-1]["content"]).encode("ascii", "replace")[-300:]
+        ids = torch.tensor([list(prompt)])
+        with torch.no_grad():
+            made = tiny.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=120, do_sample=True, pad_token_id=0
+            )
+        said = bytes(made[0, ids.shape[1] :].tolist()).decode("ascii", "replace")
+        return Reply(said.replace("\0", " ") or " ")
+
+    server.script = generate
+    engine = engine_with('fallbacks = ["extractive"]')
+    for question in (PORT, "Who founded the company?", "How fast are refunds paid?"):
+        events = list(engine.stream(question))
+        done = events[-1]
+        assert isinstance(done, Done)
+        assert text_of(events) == done.answer.answer
+        verify(engine, done.answer)
+        assert done.answer.model == "extractive" or done.answer.abstained
+    assert all(request["model"] == "tiny" for request in server.requests)
