@@ -8,7 +8,7 @@ always the beginning of the answer.
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from knowledge_base.documents import sha256_hex
@@ -146,12 +146,23 @@ class Chain:
     # -- without a language model --------------------------------------------------------------
 
     def _extract(self, under: _Under) -> Iterator[Event]:
-        found = find_support(under.queries[0], under.contexts, self._embedder, self._retrieval.language)
+        found = self._supporting(under.queries[0], under)
+        if under.queries[0] != under.question.text:
+            # A follow-up is found together with what came before it; what it asks itself decides.
+            own = {(s.context.path, s.start): s.support for s in self._supporting(under.question.text, under)}
+            found = [
+                replace(s, support=round((s.support + own.get((s.context.path, s.start), 0.0)) / 2, 4))
+                for s in found
+            ]
+            found.sort(key=lambda sentence: -sentence.support)
         quoted = choose(found, minimum=self._answer.min_support, maximum=self._answer.max_sentences)
         citations = tuple(_quotation(i, s, self._release.commit) for i, s in enumerate(quoted, 1))
         text = " ".join(f"{shown(s.text)} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION
         yield Text(text=text)
         yield Done(answer=self._made(under, EXTRACTIVE, text, citations))
+
+    def _supporting(self, question: str, under: _Under) -> list[Sentence]:
+        return find_support(question, under.contexts, self._embedder, self._retrieval.language)
 
     # -- with one ------------------------------------------------------------------------------
 

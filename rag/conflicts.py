@@ -21,7 +21,7 @@ _NEGATIONS = frozenset(
 ) - {"can"}
 _STOPWORDS = frozenset({"the", "an", "is", "are", "was", "were", "be", "of", "to", "in", "on", "for", "and"})
 _LEAST_WORDS = 3
-_ALIKE_NUMBERS, _ALIKE_NEGATION = 0.6, 0.75
+_ALIKE = 0.75
 _MOST = 3
 
 
@@ -64,6 +64,4 @@ class _Facts:
         alike = len(self.words & other.words) / len(self.words | other.words)
         # One of two lists that holds all numbers of the other says more, not otherwise.
         numbers = self.numbers - other.numbers and other.numbers - self.numbers
-        if numbers and alike >= _ALIKE_NUMBERS:
-            return True
-        return self.negated != other.negated and alike >= _ALIKE_NEGATION
+        return alike >= _ALIKE and bool(numbers or self.negated != other.negated)

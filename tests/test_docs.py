@@ -12,13 +12,27 @@ ROOT = Path(__file__).parent.parent
 RAG = Path(sys.executable).parent / "rag"
 
 
+def follow(page: str, folder: Path) -> str:
+    """What the commands of a page print when they are typed one after the other."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    script = "\n".join(["set -e", f'rag() {{ "{RAG}" "$@"; }}', *blocks])
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_the_tour_can_be_followed_to_its_end(tmp_path: Path) -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "tour.md").read_text(), re.DOTALL)
-    script = "\n".join(["set -e", f'rag() {{ "{RAG}" "$@"; }}', *blocks])
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "within fourteen days" in done.stdout and done.stdout.rstrip().endswith("Clean.")
+    said = follow("tour.md", tmp_path)
+    assert "within fourteen days" in said and said.rstrip().endswith("Clean.")
+
+
+@pytest.mark.slow
+def test_the_answers_that_the_documentation_shows_are_given(tmp_path: Path) -> None:
+    said = follow("answers.md", tmp_path).splitlines()
+    shown = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "answers.md").read_text(), re.DOTALL)
+    for line in "".join(shown).splitlines():
+        assert line in said, line
 
 
 def test_every_command_is_in_the_readme_and_the_readme_names_no_other() -> None:
