@@ -147,14 +147,8 @@ class Chain:
 
     def _extract(self, under: _Under) -> Iterator[Event]:
         found = self._supporting(under.queries[0], under)
-        if under.queries[0] != under.question.text:
-            # A follow-up is found together with what came before it; what it asks itself decides.
-            own = {(s.context.path, s.start): s.support for s in self._supporting(under.question.text, under)}
-            found = [
-                replace(s, support=round((s.support + own.get((s.context.path, s.start), 0.0)) / 2, 4))
-                for s in found
-            ]
-            found.sort(key=lambda sentence: -sentence.support)
+        if found and under.queries[0] != under.question.text:
+            found = _weighted(found, self._supporting(under.question.text, under))
         quoted = choose(found, minimum=self._answer.min_support, maximum=self._answer.max_sentences)
         citations = tuple(_quotation(i, s, self._release.commit) for i, s in enumerate(quoted, 1))
         text = " ".join(f"{shown(s.text)} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION
@@ -208,6 +202,18 @@ class Chain:
             attempts=tuple(under.attempts),
             timings_ms=under.timings,
         )
+
+
+def _weighted(found: list[Sentence], own: Sequence[Sentence]) -> list[Sentence]:
+    """Sentences found for a follow-up and the question before it, ordered by what it asks itself as well.
+
+    The best keeps the support that it had: whether there is an answer, the two questions decide together.
+    """
+    asked = {(sentence.context.path, sentence.start): sentence.support for sentence in own}
+    sums = [s.support + asked.get((s.context.path, s.start), 0.0) for s in found]
+    scale = found[0].support / max(*sums, 1e-9)
+    both = [replace(s, support=round(total * scale, 4)) for s, total in zip(found, sums, strict=True)]
+    return sorted(both, key=lambda s: (-s.support, -s.context.score, s.context.path, s.start))
 
 
 def _quotation(marker: int, sentence: Sentence, commit: str) -> Citation:
