@@ -1,43 +1,31 @@
-"""The HTTP API: POST /v1/query, POST /v1/search, GET /healthz; errors are problem+json (RFC 9457)."""
+"""The HTTP API: the application over one knowledge base, put together from its routes."""
 
-import logging
-from collections.abc import Mapping
-from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from fastapi import FastAPI, HTTPException, Query
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.answering import answering_routes
+from api.openai_routes import openai_routes
+from api.problems import handle_errors
 from api.serving import Live
-from knowledge_base.errors import NotFoundError, PlumblineError
+from knowledge_base.errors import UsageError
 from knowledge_base.home import MAIN
-from rag.answer import Answer, Context, ReleaseRef
+from rag.answer import ReleaseRef
 from rag.answer_log import AnswerLog
 
-_LOG = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 256 * 1024
 
 
-class Question(BaseModel):
-    """Body of both endpoints."""
+class DocumentText(BaseModel):
+    """The extracted text of a document, or a part of it: what citations count in."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    question: str = Field(min_length=1, max_length=8000)
-    ref: str = Field(default=MAIN, min_length=1, max_length=200)
-    top_k: int | None = Field(default=None, ge=1, le=100)
-
-
-class Results(BaseModel):
-    """Ranked passages."""
-
-    question: str
+    path: str
     release: ReleaseRef
-    results: list[Context]
+    start: int
+    end: int
+    text: str
 
 
 class Health(BaseModel):
@@ -55,25 +43,27 @@ def create_app(live: Live, answer_log: AnswerLog) -> FastAPI:
     # No /docs: that page is fetched from a public server. /openapi.json describes the same.
     app = FastAPI(title="Plumbline", version="0.1.0", docs_url=None, redoc_url=None)
     app.add_middleware(_BodyLimit)
-    _handle_errors(app)
+    handle_errors(app)
+    app.include_router(answering_routes(live, answer_log))
+    app.include_router(openai_routes(live, answer_log, live.name))
 
-    # Plain functions: FastAPI runs them in its thread pool, and embedding a question is CPU work.
-    @app.post("/v1/query")
-    def query(body: Question) -> Answer:
-        answer = live.engine(body.ref).ask(body.question, body.top_k)
-        try:
-            answer_log.append(answer)
-        except PlumblineError as error:
-            _LOG.warning("answer %s not logged: %s", answer.id, error.message)
-        return answer
-
-    @app.post("/v1/search")
-    def search(body: Question) -> Results:
-        engine = live.engine(body.ref)
-        return Results(
-            question=body.question,
-            release=engine.release_ref,
-            results=engine.search(body.question, body.top_k),
+    @app.get("/v1/documents/{path:path}")
+    def document(
+        path: str,
+        ref: Annotated[str, Query(max_length=200)] = MAIN,
+        start: Annotated[int, Query(ge=0)] = 0,
+        end: Annotated[int | None, Query(ge=0)] = None,
+    ) -> DocumentText:
+        engine = live.engine(ref)
+        text = engine.snapshot.document_text(path)
+        last = len(text) if end is None else end
+        if not start <= last <= len(text):
+            raise UsageError(
+                f"{path} has {len(text)} characters: there is no {start} to {last}.",
+                hint="Leave out start and end.",
+            )
+        return DocumentText(
+            path=path, release=engine.release_ref, start=start, end=last, text=text[start:last]
         )
 
     @app.get("/healthz")
@@ -109,44 +99,3 @@ class _BodyLimit:
             return message
 
         await self._app(scope, counted, send)
-
-
-def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(PlumblineError)
-    def failed(request: Request, error: PlumblineError) -> JSONResponse:
-        status = 404 if isinstance(error, NotFoundError) else 400 if error.exit_code == 2 else 503
-        return _problem(status, type(error).__name__, error.message, error.hint)
-
-    @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _problem(422, "InvalidRequest", _say(error.errors()[0]), "See /openapi.json.")
-
-    @app.exception_handler(StarletteHTTPException)
-    def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
-        title = HTTPStatus(error.status_code).phrase
-        return _problem(error.status_code, title.replace(" ", ""), str(error.detail), "See /openapi.json.")
-
-    @app.exception_handler(Exception)
-    def broken(request: Request, error: Exception) -> JSONResponse:
-        # Starlette raises it again after this reply, so the traceback is in the server's log.
-        return _problem(500, "InternalError", "Something went wrong in the server.", "Its log says what.")
-
-
-def _say(error: Mapping[str, Any]) -> str:
-    if error["type"] == "json_invalid":
-        return f"The body is not valid JSON: {error['ctx']['error']}."
-    if error["loc"] == ("body",) and isinstance(error["input"], bytes):
-        return "The body is not sent as JSON: set the header Content-Type: application/json."
-    where = ".".join(str(part) for part in error["loc"] if part != "body")
-    return f"{where}: {error['msg']}" if where else str(error["msg"])
-
-
-def _problem(status: int, kind: str, detail: str, hint: str) -> JSONResponse:
-    body: dict[str, Any] = {
-        "type": f"urn:plumbline:{kind}",
-        "title": kind,
-        "status": status,
-        "detail": detail,
-        "hint": hint,
-    }
-    return JSONResponse(body, status, media_type="application/problem+json")

@@ -7,7 +7,7 @@ import weakref
 from collections import OrderedDict
 from contextlib import AbstractContextManager
 
-from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.home import MAIN, WORK_PREFIX, KnowledgeBase
 from knowledge_base.segments import Segment
 from rag.engine import Engine
 
@@ -34,6 +34,19 @@ class Live:
         self._main = self._open(knowledge_base.repository.resolve(MAIN), MAIN)
         self._checked = time.monotonic()
         self._refused = ("", 0.0)
+
+    @property
+    def name(self) -> str:
+        """What the knowledge base is called: its folder's name."""
+        return self._knowledge_base.root.name
+
+    def refs(self) -> list[str]:
+        """Branches and tags that can be asked, without those of commands under way."""
+        repository = self._knowledge_base.repository
+        branches = [
+            branch.id for branch in repository.list_branches() if not branch.id.startswith(WORK_PREFIX)
+        ]
+        return branches + [tag.id for tag in repository.list_tags()]
 
     def engine(self, ref: str = MAIN) -> Engine:
         """The engine of a ref. Raises NotFoundError, DamagedError, EmbedderError."""

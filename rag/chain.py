@@ -41,6 +41,9 @@ from rag.writing import Draft, pack, write
 
 ABSTENTION = "The knowledge base holds no supported answer to this question."
 
+_OWN = 2.0
+"""How much more the last question counts than the one before it, when it points back."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -210,7 +213,7 @@ def _weighted(found: list[Sentence], own: Sequence[Sentence]) -> list[Sentence]:
     The best keeps the support that it had: whether there is an answer, the two questions decide together.
     """
     asked = {(sentence.context.path, sentence.start): sentence.support for sentence in own}
-    sums = [s.support + asked.get((s.context.path, s.start), 0.0) for s in found]
+    sums = [s.support + _OWN * asked.get((s.context.path, s.start), 0.0) for s in found]
     scale = found[0].support / max(*sums, 1e-9)
     both = [replace(s, support=round(total * scale, 4)) for s, total in zip(found, sums, strict=True)]
     return sorted(both, key=lambda s: (-s.support, -s.context.score, s.context.path, s.start))

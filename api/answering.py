@@ -1,0 +1,117 @@
+"""The routes that answer: POST /v1/query, as one object or as server-sent events, and POST /v1/search."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.problems import problem_of
+from api.serving import Live
+from knowledge_base.errors import PlumblineError
+from knowledge_base.home import MAIN
+from rag.answer import Answer, Context, Event, ReleaseRef, Turn
+from rag.answer_log import AnswerLog
+from rag.filters import parse_conditions
+
+_LOG = logging.getLogger(__name__)
+
+
+class Search(BaseModel):
+    """What to search for, in which release, among which passages."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: str = Field(min_length=1, max_length=8000)
+    ref: str = Field(default=MAIN, min_length=1, max_length=200)
+    top_k: int | None = Field(default=None, ge=1, le=100)
+    where: list[str] = Field(default=[], max_length=20, description='Such as "path=guides/*".')
+
+
+class Question(Search):
+    """What to answer, after what was said before."""
+
+    history: list[Turn] = Field(default=[], max_length=50)
+    stream: bool = False
+
+
+class Results(BaseModel):
+    """Ranked passages."""
+
+    question: str
+    release: ReleaseRef
+    results: list[Context]
+
+
+def answering_routes(live: Live, answer_log: AnswerLog) -> APIRouter:
+    """The routes over one knowledge base."""
+    router = APIRouter(prefix="/v1")
+
+    # Plain functions: FastAPI runs them in its thread pool, and embedding a question is CPU work.
+    @router.post(
+        "/query",
+        response_model=Answer,
+        responses={200: {"content": {"text/event-stream": {}}, "description": "The answer, or its events."}},
+    )
+    def query(body: Question) -> Response | Answer:
+        engine = live.engine(body.ref)
+        given: dict[str, Any] = {"history": body.history, "where": parse_conditions(body.where)}
+        if not body.stream:
+            answer = engine.ask(body.question, body.top_k, **given)
+            record(answer_log, answer)
+            return answer
+        events = begin(engine.stream(body.question, body.top_k, **given))
+        return stream_response(_as_events(events, lambda answer: record(answer_log, answer)))
+
+    @router.post("/search")
+    def search(body: Search) -> Results:
+        engine = live.engine(body.ref)
+        found = engine.search(body.question, body.top_k, parse_conditions(body.where))
+        return Results(question=body.question, release=engine.release_ref, results=found)
+
+    return router
+
+
+def record(answer_log: AnswerLog, answer: Answer) -> None:
+    """Log an answer; a log that fails does not fail the answer."""
+    try:
+        answer_log.append(answer)
+    except PlumblineError as error:
+        _LOG.warning("answer %s not logged: %s", answer.id, error.message)
+
+
+def begin(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events, the first one made already: what is wrong with a question is an HTTP status yet."""
+    first = next(events)
+
+    def all_of_them() -> Iterator[Event]:
+        yield first
+        yield from events
+
+    return all_of_them()
+
+
+def stream_response(lines: Iterator[str]) -> StreamingResponse:
+    """Server-sent events that no proxy holds back."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+
+
+def _as_events(events: Iterator[Event], done: Callable[[Answer], None]) -> Iterator[str]:
+    """retrieval, text, restart, citations, done; error in place of the last two when it fails."""
+    try:
+        for event in events:
+            if event.event == "done":
+                done(event.answer)
+                cited = [citation.model_dump(mode="json") for citation in event.answer.citations]
+                yield _sent("citations", {"citations": cited})
+            yield _sent(event.event, event.model_dump(mode="json", exclude={"event"}))
+    except PlumblineError as error:
+        yield _sent("error", problem_of(error))
+
+
+def _sent(name: str, value: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -1,0 +1,66 @@
+"""Errors as problem+json (RFC 9457)."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from knowledge_base.errors import NotFoundError, PlumblineError
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Give every error of the application the one shape."""
+
+    @app.exception_handler(PlumblineError)
+    def failed(request: Request, error: PlumblineError) -> JSONResponse:
+        return _response(problem_of(error))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _response(problem(422, "InvalidRequest", _say(error.errors()[0]), "See /openapi.json."))
+
+    @app.exception_handler(StarletteHTTPException)
+    def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        title = HTTPStatus(error.status_code).phrase.replace(" ", "")
+        return _response(problem(error.status_code, title, str(error.detail), "See /openapi.json."))
+
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> JSONResponse:
+        # Starlette raises it again after this reply, so the traceback is in the server's log.
+        return _response(
+            problem(500, "InternalError", "Something went wrong in the server.", "Its log says what.")
+        )
+
+
+def problem_of(error: PlumblineError) -> dict[str, Any]:
+    """The problem that one of our errors is to the caller."""
+    status = 404 if isinstance(error, NotFoundError) else 400 if error.exit_code == 2 else 503
+    return problem(status, type(error).__name__, error.message, error.hint)
+
+
+def problem(status: int, kind: str, detail: str, hint: str) -> dict[str, Any]:
+    """The members of a problem+json body."""
+    return {
+        "type": f"urn:plumbline:{kind}",
+        "title": kind,
+        "status": status,
+        "detail": detail,
+        "hint": hint,
+    }
+
+
+def _say(error: Mapping[str, Any]) -> str:
+    if error["type"] == "json_invalid":
+        return f"The body is not valid JSON: {error['ctx']['error']}."
+    if error["loc"] == ("body",) and isinstance(error["input"], bytes):
+        return "The body is not sent as JSON: set the header Content-Type: application/json."
+    where = ".".join(str(part) for part in error["loc"] if part != "body")
+    return f"{where}: {error['msg']}" if where else str(error["msg"])
+
+
+def _response(body: dict[str, Any]) -> JSONResponse:
+    return JSONResponse(body, body["status"], media_type="application/problem+json")
