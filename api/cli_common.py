@@ -48,7 +48,10 @@ def find_knowledge_base(kb: str | None) -> Path:
 
 def answer_log_url(knowledge_base: "KnowledgeBase") -> str:
     """SQLAlchemy URL of the answer log."""
-    return read_environment().answer_log or f"sqlite:///{knowledge_base.folder / 'answers.sqlite'}"
+    from sqlalchemy import URL
+
+    here = URL.create("sqlite", database=str(knowledge_base.folder / "answers.sqlite"))
+    return read_environment().answer_log or here.render_as_string()
 
 
 def gate_of(knowledge_base: "KnowledgeBase", branch: str, no_gate: bool) -> "Gate | None":

@@ -143,7 +143,7 @@ def check_database(path: Path, seal: dict[str, Any]) -> str | None:
     ):
         return f"{path.name} has changed"
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
             answer = connection.execute("pragma quick_check(1)").fetchone()[0]
         finally:

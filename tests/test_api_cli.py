@@ -219,6 +219,13 @@ def test_losing_the_whole_cache_costs_no_embedding(kb: Path) -> None:
     assert before == after
 
 
+def test_a_folder_may_have_a_name_that_means_something_in_a_url(template: Path, tmp_path: Path) -> None:
+    kb = Path(shutil.copytree(template, tmp_path / "C# 100%25 what?" / "kb"))
+    assert "8420" in rag("ask", "What is the default port of the server?", cwd=kb)
+    assert (kb / ".plumbline" / "answers.sqlite").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["C# 100%25 what?"]
+
+
 HEAVY = (
     "torch",
     "chromadb",
