@@ -143,7 +143,7 @@ class _Ingest:
 
     def _head(self) -> str:
         try:
-            return self.repository.resolve(self.options.branch)
+            return self.repository.get_branch(self.options.branch).commit_id
         except NotFoundError:
             if self.options.dry_run:
                 return self.repository.resolve(MAIN)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from knowledge_base.snapshot import Snapshot
 
 MAIN = "main"
-WORK_PREFIX = "work-"
-"""Branches of commands under way; those of killed ones are swept by the next."""
+WORK_PREFIX = "plumbline-work-"
+"""Branches of commands under way; those of killed ones are swept by the next, so no person's may be one."""
 _REPOSITORY = "knowledge"
 
 DEFAULT_SETTINGS = """\

@@ -15,6 +15,7 @@ from knowledge_base.errors import (
     ExpiredError,
     HeadMovedError,
     IncompatibleError,
+    InvalidNameError,
     MergeConflictError,
     NoChangesError,
     OutdatedError,
@@ -22,7 +23,7 @@ from knowledge_base.errors import (
     SourceError,
     StorageError,
 )
-from knowledge_base.history import list_releases
+from knowledge_base.history import list_branches, list_releases
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.index import MERGE_FACTOR
 from knowledge_base.integrity import fsck
@@ -237,6 +238,17 @@ def test_a_branch_that_keeps_moving_is_an_error_that_loses_nothing(kb: Knowledge
     with pytest.raises(HeadMovedError):
         ingest(kb, list_sources([str(sources)]), IngestOptions(), gate=gate)
     assert [branch.id for branch in kb.repository.list_branches()] == ["main"]
+
+
+def test_a_persons_branch_is_never_swept(kb: KnowledgeBase, write: Callable[..., IngestResult]) -> None:
+    kb.repository.create_branch("work-in-progress", "main")
+    write(team="The team sleeps.")
+    assert [row["branch"] for row in list_branches(kb.repository)] == ["main", "work-in-progress"]
+
+
+def test_what_is_no_branch_cannot_be_ingested_on(kb: KnowledgeBase, sources: Path) -> None:
+    with pytest.raises(InvalidNameError):
+        ingest(kb, list_sources([str(sources)]), IngestOptions(branch="main~0", prune=True))
 
 
 # -- changing chunker and embedder -------------------------------------------------------------
