@@ -22,8 +22,9 @@ def find_renames(
 ) -> list[tuple[str, str]]:
     """Pairs (old path, new path), given path -> content hash of what disappeared and appeared."""
     pairs = _exact(deleted, added)
-    old_left = [path for path in deleted if path not in {old for old, _ in pairs}]
-    new_left = [path for path in added if path not in {new for _, new in pairs}]
+    paired = {old for old, _ in pairs}, {new for _, new in pairs}
+    old_left = [path for path in deleted if path not in paired[0]]
+    new_left = [path for path in added if path not in paired[1]]
     if old_left and new_left and len(old_left) * len(new_left) <= _MAX_PAIRS:
         old = {path: Fragments(read_old(path)) for path in old_left}
         new = {path: Fragments(read_new(path)) for path in new_left}
