@@ -55,6 +55,7 @@ bench: $(VENV)/installed-dev  ## every benchmark (the better part of an hour)
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.ingest
 	$(BIN)/python -m benchmarks.versions
+	$(BIN)/python -m benchmarks.segments
 	$(BIN)/python -m benchmarks.abstention
 
 clean:  ## remove what the targets made

@@ -140,6 +140,12 @@ def editions() -> Iterator[str]:
                 yield marked
 
 
+def read_questions() -> list[str]:
+    """Real questions, spread over the whole data set."""
+    rows = read_jsonl(data_folder() / "squad" / "dev-v1.1.questions.jsonl")
+    return [row["question"] for row in rows[:: len(rows) // QUESTIONS][:QUESTIONS]]
+
+
 # -- measuring -------------------------------------------------------------------------------------
 
 
@@ -293,8 +299,7 @@ def copy(old: Path, new: Path, corpus: Corpus, changed: Sequence[str]) -> None:
 
 def measure(folder: Path, chunks: int, releases: int, peer_releases: int) -> dict[str, Any]:
     """Every side on one corpus, one after the other."""
-    rows = read_jsonl(data_folder() / "squad" / "dev-v1.1.questions.jsonl")
-    questions = [row["question"] for row in rows[:: len(rows) // QUESTIONS][:QUESTIONS]]
+    questions = read_questions()
     real = load_embedder(EmbedderSettings(), models_folder())
     prepared = Prepared(real, questions)
     supply = editions()

@@ -3,9 +3,10 @@
 Segments are merged as an LSM tree merges its runs, so that a release never has many of them. Sizes
 count live passages in tiers: up to 64, then each `MERGE_FACTOR` times the one before. When a tier has
 `MERGE_FACTOR` segments they become one of a higher tier, and a segment is written anew when more than
-half of it is dead. Every passage is therefore rewritten once a tier, at most `log8(n / 64)` times in
-its life, its vector copied, never embedded again; a release of n passages has fewer than
-`MERGE_FACTOR` segments a tier. Rankings do not depend on where a passage lies, so none changes.
+half of it is dead. A passage is therefore rewritten a few times while it is in the lowest tier, where
+that costs next to nothing, and once for each tier above; its vector is copied, never embedded again. A
+release has fewer than `MERGE_FACTOR` segments a tier. Rankings do not depend on where a passage lies, so
+none changes.
 """
 
 import io
@@ -95,7 +96,7 @@ def write_index(
     if len(useful) < len(draft.segments):
         draft.keep(useful)
         snapshot = draft.snapshot()
-    chosen = list(range(len(draft.segments))) if everything else plan_compaction(snapshot)
+    chosen = list(range(len(draft.segments))) if everything else _plan(snapshot)
     if chosen:
         progress("compact", 0, 1)
         draft.compact(snapshot, chosen)
@@ -133,28 +134,36 @@ def _stage(draft: IndexDraft, snapshot: Snapshot, transaction: Transaction) -> i
     return written + len(manifest)
 
 
-def plan_compaction(snapshot: Snapshot) -> list[int]:
-    """Which segments to make into one, none when the release is in shape."""
+def _plan(snapshot: Snapshot) -> list[int]:
+    live = [len(snapshot.live_passages(number)) for number in range(len(snapshot.segments))]
+    return plan_compaction(live, [len(segment.passage_hashes) for segment in snapshot.segments])
+
+
+def plan_compaction(live: Sequence[int], stored: Sequence[int]) -> list[int]:
+    """Which segments to make into one, none when the release is in shape.
+
+    Of each segment, `live` passages are part of the release and `stored` lie in it.
+    """
     tiers: dict[int, list[int]] = {}
-    sizes = [len(snapshot.live_passages(number)) for number in range(len(snapshot.segments))]
     chosen: list[int] = []
-    for number, segment in enumerate(snapshot.segments):
+    for number, (alive, everything) in enumerate(zip(live, stored, strict=True)):
         # Passages alone count: nearly all bytes are vectors, and those of a changed document often live on.
-        if sizes[number] < _DEAD_SHARE * len(segment.passage_hashes):
+        if alive < _DEAD_SHARE * everything:
             chosen.append(number)
         else:
-            tiers.setdefault(_tier(sizes[number]), []).append(number)
-    size = sum(sizes[number] for number in chosen)
-    for tier in sorted(tiers):
+            tiers.setdefault(tier(alive), []).append(number)
+    size = sum(live[number] for number in chosen)
+    for here in sorted(tiers):
         # What is merged already may fill the next tier up: better one rewrite than two in a row.
-        arriving = 1 if chosen and _tier(size) == tier else 0
-        if len(tiers[tier]) + arriving >= MERGE_FACTOR:
-            chosen += tiers[tier]
-            size += sum(sizes[number] for number in tiers[tier])
+        arriving = 1 if chosen and tier(size) == here else 0
+        if len(tiers[here]) + arriving >= MERGE_FACTOR:
+            chosen += tiers[here]
+            size += sum(live[number] for number in tiers[here])
     return sorted(chosen)
 
 
-def _tier(passages: int) -> int:
+def tier(passages: int) -> int:
+    """The tier of a segment of so many live passages, from 0 up."""
     return max(0, math.ceil(math.log(max(passages, 1) / _SMALLEST, MERGE_FACTOR)))
 
 
