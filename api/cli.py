@@ -11,16 +11,15 @@ from api.cli_ask import app as asking
 from api.cli_common import (
     Json,
     Kb,
-    NoGate,
     answer_log_url,
-    gate_of,
     open_knowledge_base,
     print_json,
 )
+from api.cli_ingest import app as ingesting
 from api.cli_prompts import app as prompts
 from api.cli_versions import app as versions
 from api.settings import read_environment, silence
-from knowledge_base.errors import CheckFailedError, PlumblineError, StorageError, UsageError
+from knowledge_base.errors import PlumblineError, StorageError, UsageError
 
 app = typer.Typer(
     name="rag",
@@ -106,125 +105,6 @@ def init(
         sys.stdout.write(f"Made a knowledge base in {made.root}\nNext: rag ingest PATH...\n")
 
 
-Prefix = Annotated[str, typer.Option(help="Put the documents below this path.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="Skip paths that match this gitignore pattern.")]
-MaxMb = Annotated[int, typer.Option(min=1, help="Skip files larger than this many megabytes.")]
-
-
-@app.command()
-def ingest(
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Folders, files, quoted globs, or - for standard input; none to apply new settings."
-        ),
-    ] = None,
-    branch: Annotated[
-        str, typer.Option(help="Branch to bring up to date; made from main if missing.")
-    ] = "main",
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Delete documents that the sources no longer hold.")
-    ] = False,
-    allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="With --prune: even when the sources hold nothing.")
-    ] = False,
-    reindex: Annotated[
-        bool, typer.Option("--reindex", help="Make the index anew from the stored documents.")
-    ] = False,
-    prefix: Prefix = "",
-    exclude: Exclude = None,
-    stdin_name: Annotated[str, typer.Option(help="Document path of standard input.")] = "stdin.txt",
-    max_mb: MaxMb = 100,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Say what this release is.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, change nothing.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail when any file cannot be read.")] = False,
-    no_gate: NoGate = False,
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Read, split, embed, commit, gate and publish what changed."""
-    from api.render import ingest_progress, print_ingest
-    from ingestion.pipeline import IngestOptions
-    from ingestion.pipeline import ingest as run
-    from ingestion.sources import list_sources
-
-    knowledge_base = open_knowledge_base(kb)
-    paths = paths or []
-    stdin = (stdin_name, sys.stdin.buffer.read()) if "-" in paths else None
-    sources = list_sources(paths, prefix=prefix, stdin=stdin, exclude=exclude or [])
-    options = IngestOptions(
-        branch=branch,
-        prune=prune,
-        prune_prefix=f"{prefix.strip('/')}/" if prefix else "",
-        allow_empty=allow_empty,
-        reindex=reindex,
-        dry_run=dry_run,
-        strict=strict,
-        max_bytes=max_mb * 1024 * 1024,
-        message=message,
-    )
-    gate = gate_of(knowledge_base, branch, no_gate)
-    with ingest_progress(enabled=not as_json) as progress:
-        result = run(knowledge_base, sources, options, gate=gate, progress=progress)
-    if as_json:
-        print_json(result.as_json())
-    else:
-        print_ingest(result)
-    if result.changed and not result.published and not dry_run:
-        if as_json:
-            raise typer.Exit(1)
-        reasons = "; ".join(result.gate.get("reasons", [])) or result.verdict
-        raise CheckFailedError(
-            f"The gate kept it out of main: {reasons}.",
-            hint=f"It waits on branch {result.branch!r}: `rag diff main {result.branch}` compares, "
-            f"`rag promote {result.branch} --no-gate` publishes it all the same.",
-        )
-    if result.failed and not result.unchanged and not result.documents and not result.changed:
-        if as_json:
-            raise typer.Exit(1)
-        raise CheckFailedError("None of the files could be read.", hint="The reasons are above.")
-
-
-@app.command()
-def status(
-    paths: Annotated[list[str] | None, typer.Argument(help="Sources to hold against main.")] = None,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Count what the sources no longer hold as deleted.")
-    ] = False,
-    prefix: Prefix = "",
-    exclude: Exclude = None,
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Show what the next ingest would change: settings, prompts, golden questions; with PATHs, documents."""
-    from api.render import print_status
-    from knowledge_base.history import working_difference
-
-    knowledge_base = open_knowledge_base(kb)
-    live = knowledge_base.release()
-    value = {
-        "root": str(knowledge_base.root),
-        "release": {"ref": "main", "commit": live.commit},
-        "documents": live.manifest.documents,
-        "chunks": live.manifest.chunks,
-        **working_difference(knowledge_base, live),
-    }
-    if paths:
-        from ingestion.pipeline import IngestOptions
-        from ingestion.pipeline import ingest as run
-        from ingestion.sources import list_sources
-
-        options = IngestOptions(
-            prune=prune,
-            prune_prefix=f"{prefix.strip('/')}/" if prefix else "",
-            allow_empty=True,
-            dry_run=True,
-        )
-        plan = run(knowledge_base, list_sources(paths, prefix=prefix, exclude=exclude or []), options)
-        value["sources"] = plan.as_json()["documents"]
-    print_json(value) if as_json else print_status(value)
-
-
 @app.command("eval")
 def evaluate(
     ref: Annotated[str, typer.Argument(help="Release to evaluate.")] = "main",
@@ -233,7 +113,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a release on the golden questions; exit code 1 when it is worse than the baseline."""
-    from api.render import print_verdict, working
+    from api.progress import working
+    from api.render import print_verdict
     from eval.evaluate import evaluate_release
 
     knowledge_base = open_knowledge_base(kb)
@@ -255,7 +136,7 @@ def report(
     """Write the nightly report; exit code 1 when it raises an alarm."""
     from datetime import UTC, datetime
 
-    from api.render import working
+    from api.progress import working
     from eval.report import write_report
     from rag.answer_log import AnswerLog
 
@@ -310,6 +191,7 @@ def serve(
     uvicorn.Server(config).run(sockets=[listening])
 
 
+app.add_typer(ingesting)
 app.add_typer(asking)
 app.add_typer(prompts, name="prompt")
 app.add_typer(versions)

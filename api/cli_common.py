@@ -3,16 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from api.settings import read_environment
-from knowledge_base.errors import UsageError
+from knowledge_base.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
+    from ingestion.scan import IngestResult
     from knowledge_base.home import KnowledgeBase
-    from knowledge_base.lifecycle import Gate
+    from knowledge_base.lifecycle import Gate, Landing
 
 Kb = Annotated[
     str | None, typer.Option("--kb", help="Knowledge base folder (default: found upwards from here).")
@@ -67,3 +68,15 @@ def gate_of(knowledge_base: "KnowledgeBase", branch: str, no_gate: bool) -> "Gat
         return Judgement(verdict.status, verdict.publishable, verdict.as_json())
 
     return judge
+
+
+def kept_out(candidate: "IngestResult | Landing", as_json: bool) -> NoReturn:
+    """End a command whose candidate the gate refused; with `as_json` the result has said why already."""
+    if as_json:
+        raise typer.Exit(1)
+    reasons = "; ".join(candidate.gate.get("reasons", [])) or candidate.verdict
+    raise CheckFailedError(
+        f"The gate kept it out of main: {reasons}.",
+        hint=f"It waits on branch {candidate.branch!r}: `rag diff main {candidate.branch}` compares, "
+        f"`rag promote {candidate.branch} --no-gate` publishes it all the same.",
+    )

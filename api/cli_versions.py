@@ -13,10 +13,11 @@ from api.cli_common import (
     Ref,
     find_knowledge_base,
     gate_of,
+    kept_out,
     open_knowledge_base,
     print_json,
 )
-from knowledge_base.errors import CheckFailedError, UnavailableError, UsageError
+from knowledge_base.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from knowledge_base.lifecycle import Landing
@@ -116,6 +117,8 @@ def _refs(
     from api.render import print_refs
     from knowledge_base.history import list_branches, list_tags
 
+    if delete and name is None:
+        raise UsageError(f"--delete needs the name of a {kind}.", hint=f"`rag {kind}` lists them.")
     repository = open_knowledge_base(kb).repository
     if name is None:
         found = list_branches(repository) if kind == "branch" else list_tags(repository)
@@ -182,12 +185,7 @@ def _print_landing(landing: "Landing", as_json: bool) -> None:
 
     print_json(landing.as_json()) if as_json else print_landing(landing)
     if not landing.published:
-        if as_json:
-            raise typer.Exit(1)
-        reasons = "; ".join(landing.gate.get("reasons", [])) or landing.verdict
-        raise CheckFailedError(
-            f"The gate kept it out of main: {reasons}.", hint=f"It waits on branch {landing.branch!r}."
-        )
+        kept_out(landing, as_json)
 
 
 @app.command()
@@ -238,7 +236,7 @@ def compact(
     as_json: Json = False,
 ) -> None:
     """Merge segments and drop dead chunks; nothing is embedded, no ranking changes."""
-    from api.render import working
+    from api.progress import working
     from knowledge_base.lifecycle import compact as run
 
     with working("Compacting", enabled=not as_json):
@@ -263,7 +261,8 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Free what no release needs; with --keep-last or --keep-days, what older releases hold too."""
-    from api.render import print_gc, working
+    from api.progress import working
+    from api.render import print_gc
     from knowledge_base.retention import Retention
     from knowledge_base.retention import gc as run
 
@@ -283,10 +282,12 @@ def fsck(
     as_json: Json = False,
 ) -> None:
     """Check every stored object, release and cache; exit code 1 when anything is damaged."""
-    from api.render import working
+    from api.progress import working
     from knowledge_base.integrity import Problem, repair_knowledge_base
     from knowledge_base.integrity import fsck as run
 
+    if backup and not repair:
+        raise UsageError("--from goes with --repair.", hint="Without it, nothing is restored.")
     restored = []
     if repair:
         restored = repair_knowledge_base(find_knowledge_base(kb), backup)
@@ -310,7 +311,7 @@ def fsck(
 @app.command()
 def rebuild(ref: Ref = "main", kb: Kb = None, as_json: Json = False) -> None:
     """Build the Chroma collections and postings of a release anew; nothing is embedded."""
-    from api.render import working
+    from api.progress import working
     from knowledge_base.integrity import rebuild as run
 
     with working("Rebuilding", enabled=not as_json):

@@ -1,7 +1,7 @@
 """How results look to a person at a terminal."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ingestion.scan import IngestResult, Progress
+    from ingestion.scan import IngestResult
     from knowledge_base.lifecycle import Landing
     from knowledge_base.retention import GcReport
     from rag.answer import Answer, Citation, Context
@@ -20,51 +20,8 @@ _AROUND = 300
 
 def _console() -> Console:
     # What goes into a file or a pipe is not folded to the width of a screen.
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=200)
-
-
-@contextmanager
-def ingest_progress(*, enabled: bool) -> Iterator["Progress"]:
-    """A bar for each stage with its rate and the time left, on standard error."""
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.speed:.0f}/s" if task.speed else "")
-
-    columns = (
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Bars(
-        *columns, console=console, transient=True, disable=not enabled or not console.is_terminal
-    ) as bars:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.advance(tasks[stage], done)
-
-        yield advance
-
-
-@contextmanager
-def working(what: str, *, enabled: bool) -> Iterator[Callable[[str], None]]:
-    """A spinner on standard error; the yielded function says what is being done now."""
-    console = Console(stderr=True)
-    if not enabled or not console.is_terminal:
-        yield lambda detail: None
-        return
-    with console.status(what) as status:
-        yield lambda detail: status.update(f"{what}: {detail}")
+    width = None if sys.stdout.isatty() else 200
+    return Console(highlight=False, soft_wrap=True, width=width)
 
 
 def print_ingest(result: "IngestResult") -> None:
@@ -366,9 +323,11 @@ def _minute(date: str) -> str:
     return date[:16].replace("T", " ")
 
 
-def _bytes(count: int) -> str:
-    for unit in ("B", "kB", "MB"):
+def _bytes(count: float) -> str:
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB"):
+        count /= 1000
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count = count / 1000  # type: ignore[assignment]
-    return f"{count:.1f} GB"
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} GB"

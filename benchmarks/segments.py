@@ -70,9 +70,9 @@ def print_result(result: dict[str, Any]) -> None:
         [(count, value, value / times[1]) for count, value in times.items()],
     )
     print(
-        f"Policy: {MERGE_FACTOR} segments of a tier become one, so that a release of {result['chunks']} chunks has "
-        f"at most {result['most_by_policy']}.\nShare of questions with the same top ten in all, scores "
-        f"included: {result['equal_top_ten']}."
+        f"Policy: {MERGE_FACTOR} segments of a tier become one; {result['chunks']} chunks are in "
+        f"{result['most_by_policy']} at most.\n"
+        f"Share of questions with the same top ten in all, scores included: {result['equal_top_ten']}."
     )
 
 

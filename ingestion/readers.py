@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from ingestion.readers_office import read_docx, read_epub, read_pdf, read_pptx, read_rtf, read_table
 from ingestion.readers_outline import Extracted
 from ingestion.readers_text import read_html, read_json, read_mail, read_markdown, read_text
+from knowledge_base.documents import Document, sha256_hex
 from knowledge_base.errors import DocumentError
 
 MAX_UNPACKED_BYTES = 500_000_000
@@ -71,8 +72,8 @@ def extract(path: str, content: bytes, *, timeout_seconds: float = 60) -> Extrac
     """
     if not content.strip(b"\0 \t\r\n"):
         raise DocumentError("empty")
-    read = _reader(PurePosixPath(path).suffix.lower(), content)
     try:
+        read = _reader(PurePosixPath(path).suffix.lower(), content)
         with _silence(), _time_limit(timeout_seconds):
             extracted = read(path, content)
     except DocumentError:
@@ -84,6 +85,12 @@ def extract(path: str, content: bytes, *, timeout_seconds: float = 60) -> Extrac
     if _INVISIBLE.fullmatch(extracted.text):
         raise DocumentError(_no_text(read))
     return extracted
+
+
+def read_document(path: str, content: bytes) -> Document:
+    """A document with its text and outline. Raises DocumentError."""
+    found = extract(path, content)
+    return Document(path, sha256_hex(content), len(content), found.title, found.text, found.sections)
 
 
 def _no_text(read: "_Read") -> str:
@@ -149,7 +156,7 @@ def _zipped(content: bytes, suffix: str) -> _Read:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+    except zipfile.BadZipFile as error:
         raise DocumentError("damaged: the file is cut short or not a real archive") from error
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > min(MAX_UNPACKED_BYTES, max(MAX_UNPACKED_BYTES // 10, MAX_UNPACKED_RATIO * len(content))):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingestion.sources import SourceFile, Sources
+from ingestion.sources import Sources
 from knowledge_base.documents import Document, sha256_hex
 from knowledge_base.errors import DocumentError
 from knowledge_base.home import MAIN
@@ -13,20 +13,20 @@ from knowledge_base.release import DocumentChanges, order_paths
 Progress = Callable[[str, int, int | None], None]
 """Called with (stage, how many more are done, how many there are when known)."""
 
-MEGABYTE = 1024 * 1024
+MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How to ingest; `prune_prefix` limits pruning to document paths that start with it.
+    """How to ingest.
 
-    Pruning by sources that hold nothing would delete every document: only with `allow_empty`. `reindex`
-    makes the index anew from the stored documents and needs nothing of the old one: it may be damaged.
+    `prune` deletes documents that the sources no longer hold; by sources that hold nothing, which would
+    delete every document, only with `allow_empty`. `reindex` makes the index anew from the stored
+    documents and needs nothing of the old one: it may be damaged.
     """
 
     branch: str = MAIN
     prune: bool = False
-    prune_prefix: str = ""
     allow_empty: bool = False
     reindex: bool = False
     dry_run: bool = False
@@ -46,11 +46,11 @@ class IngestResult:
     unchanged: int
     failed: tuple[tuple[str, str], ...]
     chunks: dict[str, int]
-    embedded: int
-    reused: int
-    bytes_written: int
-    seconds: float
-    verdict: str
+    embedded: int = 0
+    reused: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
+    verdict: str = ""
     changed: tuple[str, ...] = ()
     dry_run: bool = False
     gate: dict[str, Any] = field(default_factory=dict)
@@ -102,32 +102,20 @@ def scan_sources(
     scan = Scan(failed=list(sources.skipped))
     present = {path for path, _ in sources.skipped}
     for source in sources.files:
-        present.add(source.path)
+        path = source.path
+        present.add(path)
         try:
-            _scan_one(known, source, options, scan, accept)
+            content = source.read(options.max_bytes)
+            digest = sha256_hex(content)
+            if known.get(path) == digest:
+                scan.unchanged += 1
+            else:
+                scan.documents.append(accept(path, content))
+                scan.changed.append(path) if path in known else scan.added.update({path: digest})
         except DocumentError as error:
-            scan.failed.append((source.path, error.message))
+            scan.failed.append((path, error.message))
         progress("read", 1, len(sources.files))
     if options.prune:
-        gone = (path for path in known if path.startswith(options.prune_prefix) and path not in present)
+        gone = (path for path in known if path.startswith(sources.prefix) and path not in present)
         scan.deleted = list(order_paths(gone))
     return scan
-
-
-def _scan_one(
-    known: dict[str, str],
-    source: SourceFile,
-    options: IngestOptions,
-    scan: Scan,
-    accept: Callable[[str, bytes], Document],
-) -> None:
-    content = source.read(options.max_bytes)
-    digest = sha256_hex(content)
-    if known.get(source.path) == digest:
-        scan.unchanged += 1
-        return
-    scan.documents.append(accept(source.path, content))
-    if source.path in known:
-        scan.changed.append(source.path)
-    else:
-        scan.added[source.path] = digest

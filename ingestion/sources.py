@@ -64,10 +64,14 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to read in byte order of their paths, and (path, reason) of those that cannot even be named."""
+    """Files to read in byte order of their paths, and (path, reason) of those that cannot even be named.
+
+    Every path starts with `prefix`: what these sources do not hold, they can miss below it alone.
+    """
 
     files: tuple[SourceFile, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
 
 
 @dataclass
@@ -149,7 +153,7 @@ def list_sources(
         else:
             _collect(collector, argument)
     ordered = sorted(collector.files.values(), key=lambda source: source.path.encode())
-    return Sources(tuple(ordered), tuple(sorted(collector.skipped.items())))
+    return Sources(tuple(ordered), tuple(sorted(collector.skipped.items())), collector.prefix)
 
 
 def _collect(collector: _Collector, argument: str) -> None:

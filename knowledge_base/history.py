@@ -7,11 +7,11 @@ from typing import Any
 from knowledge_base.home import WORK_PREFIX, KnowledgeBase
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
-    GOLDEN_PREFIX,
-    PROMPTS_PREFIX,
     SETTINGS_PATH,
     Release,
+    committed_files,
     load_release,
+    prompts_in,
     settings_difference,
 )
 from knowledge_base.version_store import Commit, Repository
@@ -70,18 +70,10 @@ def working_difference(knowledge_base: KnowledgeBase, live: Release) -> dict[str
     Raises:
         SettingsError: One of them cannot be read.
     """
-    working = Release(
-        commit="",
-        settings=knowledge_base.settings(),
-        manifest=live.manifest,
-        prompts=knowledge_base.prompts(),
-    )
-    disk, commit = knowledge_base.working_files(), live.commit
-    released = {
-        item.path: knowledge_base.repository.get_object(commit, item.path)
-        for prefix in (PROMPTS_PREFIX, GOLDEN_PREFIX)
-        for item in knowledge_base.repository.list_objects(commit, prefix=prefix)
-    }
+    disk = knowledge_base.working_files()
+    working = live.model_copy(update={"settings": knowledge_base.settings(), "prompts": prompts_in(disk)})
+    released = committed_files(knowledge_base.repository, live.commit)
+    released.pop(SETTINGS_PATH, None)  # the first commit of all holds nothing
     files = {path: content for path, content in disk.items() if path != SETTINGS_PATH}
     settings = settings_difference(live, working)
     settings.pop("prompts", None)  # a hash tells nobody anything: the files say it

@@ -21,8 +21,10 @@ from knowledge_base.release import (
     EmbedderSettings,
     Release,
     Settings,
+    committed_files,
     load_release,
     parse_settings,
+    prompts_in,
 )
 from knowledge_base.version_store import Repository, open_version_store
 
@@ -115,13 +117,8 @@ class KnowledgeBase:
         return parse_settings(self.working_files().get(SETTINGS_PATH, b"").decode())
 
     def prompts(self) -> dict[str, str]:
-        """Prompts of the working copy by file name."""
-        files = self.working_files()
-        return {
-            path.removeprefix(PROMPTS_PREFIX): content.decode()
-            for path, content in files.items()
-            if path.startswith(PROMPTS_PREFIX)
-        }
+        """Prompts of the working copy by file name. Raises SettingsError."""
+        return prompts_in(self.working_files())
 
     def working_files(self) -> dict[str, bytes]:
         """plumbline.toml, prompts and golden questions as they are on disk, by commit path.
@@ -154,12 +151,7 @@ class KnowledgeBase:
             NotFoundError: There is no such ref.
             StorageError: The disk refused.
         """
-        commit = self.repository.resolve(ref)
-        released = {
-            item.path: self.repository.get_object(commit, item.path)
-            for prefix in (SETTINGS_PATH, PROMPTS_PREFIX, GOLDEN_PREFIX)
-            for item in self.repository.list_objects(commit, prefix=prefix)
-        }
+        released = committed_files(self.repository, self.repository.resolve(ref))
         present = self.working_files()
         differing = sorted(path for path in {*released, *present} if released.get(path) != present.get(path))
         for path in differing:

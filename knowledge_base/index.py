@@ -11,7 +11,7 @@ none changes.
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from knowledge_base.home import KnowledgeBase
@@ -70,6 +70,15 @@ class IndexDraft:
         self.segments = list(segments)
         kept = {ref.id for ref, _ in segments}
         self.fresh = {key: files for key, files in self.fresh.items() if key in kept}
+
+
+def bury(parent: Snapshot, dead: Collection[str]) -> list[tuple[SegmentRef, Segment]]:
+    """The segments of a release, with tombstones for those documents too."""
+    buried = []
+    for ref, segment in zip(parent.release.manifest.segments, parent.segments, strict=True):
+        here = [path for path in segment.documents["path"] if path in dead]
+        buried.append((ref.without([*ref.tombstones, *here]), segment))
+    return buried
 
 
 def write_index(

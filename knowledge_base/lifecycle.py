@@ -21,11 +21,7 @@ from knowledge_base.errors import (
 )
 from knowledge_base.home import MAIN, WORK_PREFIX, KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
-from knowledge_base.release import (
-    DocumentChanges,
-    Release,
-    changed_parts,
-)
+from knowledge_base.release import DocumentChanges, changed_parts
 from knowledge_base.snapshot import Snapshot, count_chunk_changes
 from knowledge_base.version_store import Commit, Repository
 
@@ -217,7 +213,7 @@ def describe_and_land(
     before, after = knowledge_base.snapshot(head), knowledge_base.snapshot(work)
     documents = diff_documents(repository, head, after.release.commit)
     chunks = count_chunk_changes(before, after)
-    changed = difference_in_parts(before.release, after.release, bool(documents))
+    changed = changed_parts(before.release, after.release, corpus=bool(documents))
     metadata = release_metadata(documents, chunks, changed, after)
     landing = land(
         repository,
@@ -231,19 +227,6 @@ def describe_and_land(
         keep=keep,
     )
     return replace(landing, documents=documents, chunks=chunks, changed=tuple(changed))
-
-
-def difference_in_parts(before: Release, after: Release, corpus: bool) -> list[str]:
-    """Which of corpus, chunker, embedder, prompt, retrieval and model differ between two releases."""
-    built = bool(before.manifest.segments and after.manifest.segments)
-    return changed_parts(
-        before,
-        after.settings,
-        after.prompts,
-        corpus=corpus,
-        chunker=built and before.manifest.chunker != after.manifest.chunker,
-        embedder=built and before.manifest.embedder != after.manifest.embedder,
-    )
 
 
 def release_metadata(

@@ -212,6 +212,24 @@ def hash_prompts(prompts: Mapping[str, str]) -> str:
     return sha256_hex(json.dumps(answering, sort_keys=True).encode())[:16] if answering else ""
 
 
+def committed_files(repository: Repository, commit: str) -> dict[str, bytes]:
+    """plumbline.toml, prompts and golden questions of a commit, by path: what people edit on disk."""
+    return {
+        item.path: repository.get_object(commit, item.path)
+        for prefix in (SETTINGS_PATH, PROMPTS_PREFIX, GOLDEN_PREFIX)
+        for item in repository.list_objects(commit, prefix=prefix)
+    }
+
+
+def prompts_in(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Prompts by file name."""
+    return {
+        path.removeprefix(PROMPTS_PREFIX): content.decode()
+        for path, content in files.items()
+        if path.startswith(PROMPTS_PREFIX)
+    }
+
+
 def load_release(repository: Repository, ref: str) -> Release:
     """Read what `ref` pins.
 
@@ -220,18 +238,16 @@ def load_release(repository: Repository, ref: str) -> Release:
         DamagedError: The commit's settings or manifest cannot be read.
     """
     commit = repository.resolve(ref)
-    prompts = {
-        item.path.removeprefix(PROMPTS_PREFIX): repository.get_object(commit, item.path).decode()
-        for item in repository.list_objects(commit, prefix=PROMPTS_PREFIX)
-    }
+    files = repository.list_objects(commit, prefix=PROMPTS_PREFIX)
     try:
+        prompts = prompts_in({item.path: repository.get_object(commit, item.path) for item in files})
         settings = parse_settings(
             _read(repository, commit, SETTINGS_PATH).decode(), where=f"{ref}:{SETTINGS_PATH}"
         )
         manifest = Manifest.model_validate_json(_read(repository, commit, MANIFEST_PATH) or b"{}")
     except (ValidationError, UnicodeDecodeError) as error:
         raise DamagedError(
-            f"The manifest of {ref!r} cannot be read: {error}.",
+            f"Manifest, settings or prompts of {ref!r} cannot be read: {error}.",
             hint="It may come from a newer Plumbline; otherwise run `rag fsck`.",
         ) from error
     return Release(commit=commit, settings=settings, manifest=manifest, prompts=prompts)
@@ -244,23 +260,19 @@ def _read(repository: Repository, commit: str, path: str) -> bytes:
         return b""  # the root commit of a repository holds nothing: defaults and an empty index
 
 
-def changed_parts(
-    old: Release,
-    settings: Settings,
-    prompts: Mapping[str, str],
-    *,
-    corpus: bool,
-    chunker: bool,
-    embedder: bool,
-) -> list[str]:
-    """Which of corpus, chunker, embedder, prompt, retrieval and model differ from `old`."""
+def changed_parts(old: Release, new: Release, *, corpus: bool) -> list[str]:
+    """Which of corpus, chunker, embedder, prompt, retrieval and model differ; `corpus` is the caller's word.
+
+    An index that was never built has no fingerprints, and differs from none.
+    """
+    before, after = old.manifest, new.manifest
     flags = {
         "corpus": corpus,
-        "chunker": chunker,
-        "embedder": embedder,
-        "prompt": hash_prompts(old.prompts) != hash_prompts(prompts),
-        "retrieval": old.settings.retrieval != settings.retrieval,
-        "model": old.settings.answer != settings.answer,
+        "chunker": before.chunker and after.chunker and before.chunker != after.chunker,
+        "embedder": before.embedder and after.embedder and before.embedder != after.embedder,
+        "prompt": old.prompt_hash != new.prompt_hash,
+        "retrieval": old.settings.retrieval != new.settings.retrieval,
+        "model": old.settings.answer != new.settings.answer,
     }
     return [name for name, changed in flags.items() if changed]
 
@@ -293,6 +305,11 @@ class DocumentChanges(Frozen):
     def __bool__(self) -> bool:
         """Whether anything differs."""
         return bool(self.added or self.changed or self.deleted or self.renamed)
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """Paths that hold no document any more, because it was deleted or renamed."""
+        return (*self.deleted, *(old for old, _ in self.renamed))
 
     def as_json(self) -> dict[str, Any]:
         """Lists as `--json` prints them; renamed as `{"from", "to"}`."""

@@ -113,6 +113,8 @@ def test_standard_input_and_globs_are_ingested(kb: Path, tmp_path: Path) -> None
         (["show", "--text", "nowhere.md"], 2, "No such document"),
         (["init", "."], 2, "already holds"),
         (["search", "x", "--top-k", "0"], 2, "top-k"),
+        (["branch", "-d"], 2, "needs the name"),
+        (["fsck", "--from", "backup.git"], 2, "goes with --repair"),
         (["frobnicate"], 2, "frobnicate"),
         (["ask", "x", "--kb", "/no/such/folder"], 2, "no knowledge base"),
         (["ask", "x", "--kb", "lakefs://repo"], 2, "only folders"),
@@ -153,6 +155,12 @@ def test_strict_fails_with_exit_code_one(kb: Path, sources: Path) -> None:
     (sources / "broken.pdf").write_bytes(b"%PDF-1.4 broken")
     assert "broken.pdf" in rag("ingest", sources, "--strict", cwd=kb, code=1)
     assert rag_json("ingest", sources, cwd=kb)["documents"]["failed"][0]["path"] == "broken.pdf"
+
+
+def test_a_megabyte_is_a_million_bytes(kb: Path, tmp_path: Path) -> None:
+    (tmp_path / "big.txt").write_text("many words " * 95_000)
+    plan = rag("ingest", tmp_path / "big.txt", "--max-mb", "1", "--dry-run", cwd=kb, code=1)
+    assert "too large: 1.1 MB, the limit is 1 MB (--max-mb)" in plan
 
 
 def test_a_damaged_repository_is_one_clear_line(kb: Path) -> None:

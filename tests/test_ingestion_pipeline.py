@@ -5,7 +5,7 @@ import pytest
 from ingestion.pipeline import IngestOptions, IngestResult, ingest
 from ingestion.sources import list_sources
 from knowledge_base.difference import diff_releases
-from knowledge_base.errors import CheckFailedError, LockedError
+from knowledge_base.errors import CheckFailedError, DocumentError, LockedError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
 from knowledge_base.lifecycle import Gate, Judgement, rollback
@@ -55,6 +55,31 @@ def test_a_deleted_document_is_no_longer_found(knowledge_base: KnowledgeBase, so
 def test_without_prune_nothing_is_deleted(knowledge_base: KnowledgeBase, sources: Path) -> None:
     (sources / "security.md").unlink()
     assert not run(knowledge_base, sources, prune=False).documents.deleted
+
+
+def test_pruning_reaches_no_further_than_the_prefix(knowledge_base: KnowledgeBase, tmp_path: Path) -> None:
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "new.md").write_text("# Keys\n\nA key expires after a year.\n")
+    for prefix, gone in (("api", ("api/limits.md",)), ("/api/", ()), ("ap", ())):
+        found = list_sources([str(tmp_path / "api")], prefix=prefix)
+        assert ingest(knowledge_base, found, IngestOptions(prune=True)).documents.deleted == gone
+
+
+def test_a_stored_document_that_can_no_longer_be_read_is_named(knowledge_base: KnowledgeBase) -> None:
+    transaction = knowledge_base.repository.transact("main", message="pushed by somebody")
+    with transaction:
+        transaction.upload("documents/broken.pdf", b"%PDF-1.4 broken")
+    with pytest.raises(DocumentError, match=r"stored document 'broken\.pdf'"):
+        ingest(knowledge_base, list_sources([]), IngestOptions(reindex=True))
+
+
+def test_files_that_decide_no_answer_are_committed_and_called_so(knowledge_base: KnowledgeBase) -> None:
+    settings = knowledge_base.root / "plumbline.toml"
+    for path, changed in ((settings, "files"), (knowledge_base.root / "golden" / "new.jsonl", "golden")):
+        path.write_text((path.read_text() if path.exists() else "") + "# a comment\n" * (path == settings))
+        planned = ingest(knowledge_base, list_sources([]), IngestOptions(dry_run=True))
+        result = ingest(knowledge_base, list_sources([]), IngestOptions())
+        assert result.published and result.changed == planned.changed == (changed,)
 
 
 def test_equal_documents_are_embedded_once(knowledge_base: KnowledgeBase, sources: Path) -> None:

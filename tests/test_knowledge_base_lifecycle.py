@@ -290,7 +290,7 @@ def test_vectors_of_another_embedder_are_never_searched(
 def test_a_killed_embedding_run_goes_on_where_it_stopped(
     kb: KnowledgeBase, sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingestion.pipeline._BATCH", 4)
+    monkeypatch.setattr("ingestion.passages._BATCH", 4)
     (sources / "many.txt").write_text("\n\n".join(f"Entry {n}: " + f"word{n} " * 120 for n in range(12)))
     embedder = kb.embedder(kb.settings().embedder)
     calls = []
