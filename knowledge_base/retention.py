@@ -1,13 +1,17 @@
 """What may go: releases beyond the retention rules, caches that nothing serves, content nothing reaches."""
 
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from knowledge_base.durable import remove_folder
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.lifecycle import sweep
 from knowledge_base.release import Frozen, load_release
 from knowledge_base.segments import drop_cache
+from knowledge_base.vectors import abandoned_journals
 from knowledge_base.version_store import Repository
 
 _DAY = 86_400
@@ -41,8 +45,9 @@ def gc(knowledge_base: KnowledgeBase, retention: Retention, *, dry_run: bool = T
     """Free what no retained release needs.
 
     Without rules every release is kept and only leftovers go: content that no branch or tag reaches,
-    and caches of segments that neither a branch, nor a tag, nor the release before main's uses (a
-    cache that is missing is built again when somebody asks that release).
+    caches of segments that neither a branch, nor a tag, nor the release before main's uses (a cache that
+    is missing is built again when somebody asks that release), and vectors of embedding runs that were
+    killed and that nobody went on with for a week.
 
     Raises:
         DamagedError: Something reachable is damaged; nothing was removed.
@@ -56,15 +61,18 @@ def gc(knowledge_base: KnowledgeBase, retention: Retention, *, dry_run: bool = T
         retained, expired = _divide(repository, retention, time.time())
         object_bytes = repository.gc(0, expire=expired, dry_run=dry_run)
         idle = _idle_caches(knowledge_base)
-        cache_bytes = sum(_size(folder) for folder in idle)
+        journals = abandoned_journals(knowledge_base, time.time())
+        cache_bytes = sum(_size(folder) for folder in (*idle, *journals))
         if not dry_run:
             for folder in idle:
                 drop_cache(folder)
+            for folder in journals:
+                remove_folder(folder)
     return GcReport(
         dry_run=dry_run,
         retained=len(retained),
         expired=tuple(sorted(expired)),
-        caches=tuple(sorted(folder.name for folder in idle)),
+        caches=tuple(sorted(folder.name for folder in (*idle, *journals))),
         cache_bytes=cache_bytes,
         object_bytes=object_bytes,
     )
@@ -101,17 +109,26 @@ def _idle_caches(knowledge_base: KnowledgeBase) -> list[Path]:
             continue  # expired: nobody can search it
     if not knowledge_base.cache.exists():
         return []
-    # Names with a dot are builds that were killed: no other command is building while we hold the lock,
-    # but a reader may be, for less than an hour.
-    young = time.time() - 3600
-    return [
-        folder
-        for folder in knowledge_base.cache.iterdir()
-        if folder.is_dir()
-        and folder.name not in used
-        and (not folder.name.startswith(".") or folder.stat().st_mtime < young)
-    ]
+    folders = [folder for folder in knowledge_base.cache.iterdir() if folder.is_dir()]
+    return [folder for folder in folders if folder.name not in used and not _in_the_making(folder)]
+
+
+def _in_the_making(folder: Path) -> bool:
+    """Whether a reader may be building it: no other command is while we hold the lock.
+
+    What has a dot in front of its name and is older than an hour was left by one that was killed.
+    """
+    try:
+        return folder.name.startswith(".") and folder.stat().st_mtime > time.time() - 3600
+    except FileNotFoundError:
+        return True  # and has just been renamed
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files; readers make and remove some meanwhile."""
+    total = 0
+    for here, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(here, name)).st_size
+    return total

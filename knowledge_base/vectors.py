@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from knowledge_base.durable import remove_folder, write_bytes
+from knowledge_base.durable import remove_file, write_bytes
 from knowledge_base.errors import DamagedError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.release import Fingerprint, fingerprint_id, load_release
 from knowledge_base.segments import Segment, open_segments
 
 _RELEASES = 50
+_JOURNALS = "embedding"
+_ABANDONED_SECONDS = 7 * 86_400
 
 
 def find_vectors(
@@ -56,29 +58,46 @@ def find_vectors(
 
 
 class Journal:
-    """Finished batches of an embedding run, kept until its release is committed."""
+    """Finished batches of an embedding run, kept until a release has them.
+
+    A batch that this run neither wrote nor used belongs to another one, which was killed and may go on:
+    it stays, until nobody went on for a week and gc takes it.
+    """
 
     def __init__(self, knowledge_base: KnowledgeBase, embedder: Fingerprint) -> None:
-        self._all = knowledge_base.folder / "embedding"
-        self._folder = self._all / fingerprint_id(embedder)
+        self._folder = knowledge_base.folder / _JOURNALS / fingerprint_id(embedder)
+        self._used: set[Path] = set()
 
     def load(self, wanted: Collection[str]) -> dict[str, NDArray[np.float16]]:
         """Vectors of those text hashes; a file that cannot be read counts as never written."""
         found: dict[str, NDArray[np.float16]] = {}
         for path in sorted(self._folder.glob("*.npz")):
-            found.update(_read(path, wanted))
+            if batch := _read(path, wanted):
+                self._used.add(path)
+                found.update(batch)
         return found
 
     def save(self, hashes: list[str], vectors: NDArray[np.float32]) -> None:
         """Keep one batch. Raises StorageError."""
         buffer = io.BytesIO()
         np.savez(buffer, hashes=np.array(hashes), vectors=vectors.astype("<f2"))
-        write_bytes(self._folder / f"{hashes[0]}.npz", buffer.getvalue())
+        path = self._folder / f"{hashes[0]}.npz"
+        self._used.add(path)
+        write_bytes(path, buffer.getvalue())
 
     def clear(self) -> None:
-        """Forget every run: its vectors are in a release now."""
-        if self._all.exists():
-            remove_folder(self._all)
+        """Forget this run: its vectors are in a release now. Raises StorageError."""
+        for path in self._used:
+            remove_file(path)
+        with suppress(OSError):  # batches of other runs are in them
+            self._folder.rmdir()
+            self._folder.parent.rmdir()
+
+
+def abandoned_journals(knowledge_base: KnowledgeBase, now: float) -> list[Path]:
+    """Folders of embedding runs that nobody went on with for a week before `now`, seconds since 1970."""
+    folders = (knowledge_base.folder / _JOURNALS).glob("*")
+    return [folder for folder in folders if folder.stat().st_mtime < now - _ABANDONED_SECONDS]
 
 
 def _read(path: Path, wanted: Collection[str]) -> dict[str, NDArray[np.float16]]:

@@ -5,7 +5,16 @@ import pytest
 from ingestion.pipeline import IngestOptions, IngestResult, ingest
 from ingestion.sources import list_sources
 from knowledge_base.difference import diff_releases
-from knowledge_base.errors import CheckFailedError, DocumentError, LockedError
+from knowledge_base.errors import (
+    CheckFailedError,
+    DamagedError,
+    DocumentError,
+    HeadMovedError,
+    InvalidNameError,
+    LockedError,
+    SettingsError,
+    SourceError,
+)
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
 from knowledge_base.lifecycle import Gate, Judgement, rollback
@@ -151,13 +160,15 @@ def test_another_branch_leaves_main_alone(knowledge_base: KnowledgeBase, sources
     assert "new.md" in knowledge_base.snapshot("trial")
 
 
-def test_a_changed_chunker_splits_everything_again_but_embeds_only_new_texts(
-    knowledge_base: KnowledgeBase, sources: Path
+def test_a_changed_chunker_splits_the_stored_documents_again_but_embeds_only_new_texts(
+    knowledge_base: KnowledgeBase, tmp_path: Path
 ) -> None:
     settings = knowledge_base.root / "plumbline.toml"
     settings.write_text(settings.read_text().replace("size = 250", "size = 16"))
-    result = run(knowledge_base, sources)
-    assert result.changed == ("chunker",)
+    (tmp_path / "nothing").mkdir()
+    before = knowledge_base.snapshot().hashes()
+    result = run(knowledge_base, tmp_path / "nothing", prune=False)
+    assert result.changed == ("chunker",) and knowledge_base.snapshot().hashes() == before
     assert result.reused > 0 and result.embedded > 0
     assert len(knowledge_base.release().manifest.segments) == 1
 
@@ -171,6 +182,8 @@ def test_a_changed_embedder_embeds_everything_again_without_the_sources(
     result = run(knowledge_base, tmp_path / "nothing", prune=False)
     assert (result.changed, result.reused) == (("embedder",), 0)
     assert result.embedded == knowledge_base.snapshot().chunk_count
+    assert knowledge_base.release().manifest.embedder["precision"] == "fp32"
+    assert len(knowledge_base.release().manifest.segments) == 1
     assert "8420" in Engine.open(knowledge_base).ask("What is the default port of the server?").answer
 
 
@@ -188,3 +201,80 @@ def test_rollback_restores_documents_and_settings(knowledge_base: KnowledgeBase,
     difference = diff_releases(knowledge_base, first, "main")
     assert not difference.documents and difference.chunks["added"] == 0
     assert not list(fsck(knowledge_base))
+
+
+def test_an_ingest_starts_over_when_somebody_pushed_with_git(
+    knowledge_base: KnowledgeBase, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sources / "team.md").write_text("The team sleeps.")
+    pushed: list[str] = []
+
+    def gate(candidate: str, live: str) -> Judgement:
+        if not pushed:
+            transaction = knowledge_base.repository.transact("main", message="pushed by somebody")
+            with transaction:
+                transaction.upload("golden/x.jsonl", b"")
+            pushed.append(live)
+        return Judgement("PASS", True)
+
+    assert ingest(knowledge_base, list_sources([str(sources)]), IngestOptions(), gate=gate).published
+    assert "team.md" in knowledge_base.snapshot()
+
+
+def test_a_branch_that_keeps_moving_is_an_error_that_loses_nothing(
+    knowledge_base: KnowledgeBase, sources: Path
+) -> None:
+    (sources / "team.md").write_text("The team sleeps.")
+
+    def gate(candidate: str, live: str) -> Judgement:
+        transaction = knowledge_base.repository.transact("main", message="pushed by somebody")
+        with transaction:
+            transaction.upload("golden/x.jsonl", live.encode())
+        return Judgement("PASS", True)
+
+    with pytest.raises(HeadMovedError):
+        ingest(knowledge_base, list_sources([str(sources)]), IngestOptions(), gate=gate)
+    assert [branch.id for branch in knowledge_base.repository.list_branches()] == ["main"]
+
+
+def test_what_is_no_branch_cannot_be_ingested_on(knowledge_base: KnowledgeBase, sources: Path) -> None:
+    with pytest.raises(InvalidNameError):
+        ingest(knowledge_base, list_sources([str(sources)]), IngestOptions(branch="main~0", prune=True))
+
+
+def test_vectors_of_another_embedder_are_never_searched(
+    knowledge_base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = knowledge_base.release()
+    fingerprint = {**release.manifest.embedder, "weights": "0" * 64}
+    other = release.model_copy(
+        update={"manifest": release.manifest.model_copy(update={"embedder": fingerprint})}
+    )
+    monkeypatch.setattr(knowledge_base, "release", lambda ref="main": other)
+    with pytest.raises(DamagedError, match="weights"):
+        Engine.open(knowledge_base)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("size = 250", "size = 300", "chunker.size is 300"),
+        ("overlap = 0", "overlap = 200", "at most half"),
+        ("size = 250", "sizes = 250", "no such key"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    knowledge_base: KnowledgeBase, sources: Path, old: str, new: str, complaint: str
+) -> None:
+    settings = knowledge_base.root / "plumbline.toml"
+    settings.write_text(settings.read_text().replace(old, new))
+    with pytest.raises(SettingsError, match=complaint):
+        ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+
+
+def test_pruning_by_an_empty_folder_needs_to_be_meant(knowledge_base: KnowledgeBase, tmp_path: Path) -> None:
+    (tmp_path / "unmounted").mkdir()
+    sources = list_sources([str(tmp_path / "unmounted")])
+    with pytest.raises(SourceError, match="--prune would delete every document"):
+        ingest(knowledge_base, sources, IngestOptions(prune=True))
+    assert ingest(knowledge_base, sources, IngestOptions(prune=True, allow_empty=True)).chunks["total"] == 0

@@ -1,12 +1,22 @@
 """Which segments are merged, and when: never many of them, and no passage written anew without end."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingestion.pipeline import IngestOptions, ingest
+from ingestion.sources import list_sources
+from knowledge_base.errors import NoChangesError
+from knowledge_base.home import KnowledgeBase
 from knowledge_base.index import MERGE_FACTOR, plan_compaction, tier
+from knowledge_base.integrity import fsck
+from knowledge_base.lifecycle import compact
+from tests.releases import Write, kb, ranking, write
+
+__all__ = ["kb", "write"]  # fixtures
 
 # How many passages an ingest adds, and how much of which segments dies with it.
 ingests = st.lists(
@@ -66,3 +76,44 @@ def test_ingests_of_one_size_fill_no_tier_either(size: int) -> None:
         segments, _ = compacted([*segments, (size, size)])
         check(segments)
     assert sum(live for live, _ in segments) == 1000 * size
+
+
+def test_a_release_never_has_many_segments_and_compaction_changes_no_ranking(
+    kb: KnowledgeBase, write: Write, sources: Path, tmp_path: Path
+) -> None:
+    counts = []
+    for number in range(MERGE_FACTOR * 2):
+        write(**{f"extra{number}": f"# Extra\n\nGarage number {number} opens at {number}."})
+        counts.append(len(kb.release().manifest.segments))
+    assert max(counts) < MERGE_FACTOR and min(counts) == 1
+    before = ranking(kb, "Which garage opens at 7?")
+    compact(kb, everything=True)
+    assert len(kb.release().manifest.segments) == 1 and ranking(kb, "Which garage opens at 7?") == before
+    whole = KnowledgeBase.create(tmp_path / "whole", kb.models)
+    ingest(whole, list_sources([str(sources)]), IngestOptions())
+    assert ranking(whole, "Which garage opens at 7?") == before
+    assert not list(fsck(kb))
+    with pytest.raises(NoChangesError):
+        compact(kb)
+
+
+def test_a_segment_more_than_half_dead_is_written_anew(
+    kb: KnowledgeBase, write: Write, sources: Path
+) -> None:
+    for path in list(sources.rglob("*.md"))[:4]:
+        path.unlink()
+    write()
+    manifest = kb.release().manifest
+    assert [segment.tombstones for segment in manifest.segments] == [()]
+    assert sum(segment.passages for segment in manifest.segments) == manifest.chunks
+    assert not list(fsck(kb))
+
+
+def test_a_passage_whose_document_is_gone_keeps_its_text(kb: KnowledgeBase, write: Write) -> None:
+    write(copy="# History\n\nThe company was founded in Gothenburg in 1987 by Astrid Lund.\n")
+    write(history=None)  # the vector lies in the first segment, the document that shows it in another
+    compact(kb, everything=True)
+    write(copy=None, again="# History\n\nThe company was founded in Gothenburg in 1987 by Astrid Lund.\n")
+    compact(kb, everything=True)
+    assert ranking(kb, "Who founded the company?")[0][0] == "again.md"
+    assert not list(fsck(kb))
