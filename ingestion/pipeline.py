@@ -45,7 +45,8 @@ from knowledge_base.release import (
     prompts_in,
 )
 from knowledge_base.renames import find_renames
-from knowledge_base.segments import Segment, write_segment
+from knowledge_base.segment_tables import write_segment
+from knowledge_base.segments import Segment
 from knowledge_base.snapshot import Snapshot, count_chunk_changes
 from knowledge_base.vectors import Journal
 from knowledge_base.version_store import Transaction

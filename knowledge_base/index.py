@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import MANIFEST_PATH, Manifest, Release, SegmentRef, canonical_json
-from knowledge_base.segments import SEGMENTS_PREFIX, TABLES, Segment, SegmentFiles, write_segment
+from knowledge_base.segment_tables import TABLES, SegmentFiles, write_segment
+from knowledge_base.segments import SEGMENTS_PREFIX, Segment, hex_hash
 from knowledge_base.snapshot import Snapshot
 from knowledge_base.version_store import CommonPrefix, Transaction
 
@@ -186,7 +187,7 @@ def merge_segments(snapshot: Snapshot, numbers: Sequence[int]) -> SegmentFiles:
         segment, rows = snapshot.segments[number], snapshot.live_passages(number)
         stored, contents = segment.read_vectors(), segment.passage_texts()
         for row in rows.tolist():
-            text_hash = bytes(segment.passage_hashes[row]).ljust(32, b"\0").hex()
+            text_hash = hex_hash(segment.passage_hashes[row])
             vectors[text_hash], texts[text_hash] = stored[row], contents[row]
     return write_segment(documents, chunks, vectors, texts)
 

@@ -14,7 +14,8 @@ from knowledge_base.release import (
     Frozen,
     load_release,
 )
-from knowledge_base.segments import SEGMENTS_PREFIX, TABLES, Segment, segment_id
+from knowledge_base.segment_tables import TABLES, segment_id
+from knowledge_base.segments import SEGMENTS_PREFIX, Segment
 from knowledge_base.snapshot import Snapshot
 from knowledge_base.version_store import Repository
 

@@ -9,7 +9,6 @@ The caches lie in `<cache>/<segment id>/`, are built aside, sealed with a hash o
 renamed into place. One that is missing, torn or changed is rebuilt from parquet without embedding.
 """
 
-import io
 import json
 import os
 import secrets
@@ -34,132 +33,20 @@ from knowledge_base.chroma_index import (
     query_chroma,
     seal_database,
 )
-from knowledge_base.documents import Chunk, Document, sha256_hex
+from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import disk_errors, exclusive_lock, publish_folder, remove_folder
 from knowledge_base.errors import DamagedError
 from knowledge_base.lexical import Postings, write_postings
 from knowledge_base.release import Manifest, canonical_json
+from knowledge_base.segment_tables import NOWHERE
 
-TABLES = ("documents.parquet", "chunks.parquet", "passages.parquet")
 SEGMENTS_PREFIX = "index/segments/"
 _SEAL = "seal.json"
 _REBUILD_SECONDS = 600.0
 _ATTEMPTS = 5
-_NOWHERE = -1  # in the column `document` of a passage that carries its own text
 
 OpenTable = Callable[[str], BinaryIO]
 """Opens one of TABLES of one segment for reading."""
-
-
-@dataclass(frozen=True)
-class SegmentFiles:
-    """A segment ready to be committed: its id is the hash of its tables."""
-
-    id: str
-    tables: Mapping[str, bytes]
-    documents: int
-    passages: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all tables."""
-        return sum(len(content) for content in self.tables.values())
-
-
-def write_segment(
-    documents: Sequence[Document],
-    chunks: Sequence[Chunk],
-    vectors: Mapping[str, NDArray[Any]],
-    texts: Mapping[str, str] | None = None,
-) -> SegmentFiles:
-    """Lay out a segment; `vectors` maps the text hash of each of its passages to its vector.
-
-    `texts` has those passages that no chunk of this segment shows: the document they came from is
-    gone, but one of another segment repeats them.
-
-    Vectors are stored as float16: against float32 the cosine changes by less than 1e-6, far below
-    the 5e-3 of int8 weights, at half the bytes.
-    """
-    rows = {document.path: row for row, document in enumerate(documents)}
-    first: dict[str, Chunk] = {}
-    for chunk in chunks:
-        if chunk.text_hash in vectors:
-            first.setdefault(chunk.text_hash, chunk)
-    spans = [(rows[chunk.path], chunk.start, chunk.end, "") for chunk in first.values()]
-    loose = {key: text for key, text in (texts or {}).items() if key not in first}
-    spans += [(_NOWHERE, 0, 0, text) for text in loose.values()]
-    passages = [*first, *loose]
-    tables = {
-        "documents.parquet": _parquet(
-            {
-                "path": [document.path for document in documents],
-                "sha256": [document.sha256 for document in documents],
-                "size_bytes": [document.size_bytes for document in documents],
-                "title": [document.title for document in documents],
-                "text": [document.text for document in documents],
-            }
-        ),
-        "chunks.parquet": _parquet(
-            {
-                "document": np.array([rows[chunk.path] for chunk in chunks], np.int32),
-                "start": np.array([chunk.start for chunk in chunks], np.int32),
-                "end": np.array([chunk.end for chunk in chunks], np.int32),
-                "page": [chunk.page or 0 for chunk in chunks],
-                "heading": ["\n".join(chunk.heading) for chunk in chunks],
-                "text_hash": [bytes.fromhex(chunk.text_hash) for chunk in chunks],
-            }
-        ),
-        "passages.parquet": _parquet(
-            {
-                "text_hash": [bytes.fromhex(key) for key in passages],
-                "document": np.array([span[0] for span in spans], np.int32),
-                "start": np.array([span[1] for span in spans], np.int32),
-                "end": np.array([span[2] for span in spans], np.int32),
-                "text": [span[3] for span in spans],
-                "vector": [np.asarray(vectors[key], "<f2").tobytes() for key in passages],
-            }
-        ),
-    }
-    names = json.dumps({name: sha256_hex(content) for name, content in tables.items()}, sort_keys=True)
-    return SegmentFiles(sha256_hex(names.encode())[:32], tables, len(documents), len(passages))
-
-
-def segment_id(tables: Mapping[str, bytes]) -> str:
-    """The id that these tables must have: what `fsck` compares."""
-    names = json.dumps({name: sha256_hex(content) for name, content in tables.items()}, sort_keys=True)
-    return sha256_hex(names.encode())[:32]
-
-
-def _parquet(columns: Mapping[str, Any]) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
-
-    types = {
-        "sha256": pyarrow.string(),
-        "path": pyarrow.string(),
-        "title": pyarrow.string(),
-        "heading": pyarrow.string(),
-        "text": pyarrow.large_string(),
-        "size_bytes": pyarrow.int64(),
-        "page": pyarrow.int32(),
-        "text_hash": pyarrow.binary(32),
-    }
-    arrays = {}
-    for name, values in columns.items():
-        if name == "vector":
-            width = len(values[0]) if values else 2
-            arrays[name] = pyarrow.array(values, pyarrow.binary(width))
-        else:
-            arrays[name] = pyarrow.array(values, types.get(name))
-    buffer = io.BytesIO()
-    # Half floats hardly compress and dictionaries do not help unique values: plain, then zstd.
-    pyarrow.parquet.write_table(
-        pyarrow.table(arrays),
-        buffer,
-        compression="zstd",
-        use_dictionary=["heading"] if "heading" in arrays else False,
-    )
-    return buffer.getvalue()
 
 
 @dataclass
@@ -228,7 +115,7 @@ class Segment:
         texts = self.texts.to_pylist()
         rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
         return [
-            own if document == _NOWHERE else texts[document][start:end] for document, start, end, own in rows
+            own if document == NOWHERE else texts[document][start:end] for document, start, end, own in rows
         ]
 
     def read_vectors(self) -> NDArray[np.float16]:
@@ -243,7 +130,7 @@ class Segment:
 
     def vectors_of(self, wanted: Collection[str]) -> dict[str, NDArray[np.float16]]:
         """Vectors of those text hashes that this segment holds."""
-        keys = (bytes(digest).ljust(32, b"\0").hex() for digest in self.passage_hashes)
+        keys = map(hex_hash, self.passage_hashes)
         rows = [(key, row) for row, key in enumerate(keys) if key in wanted]
         if not rows:
             return {}
@@ -377,6 +264,11 @@ class Segment:
                 publish_folder(temporary, self._folder)
         finally:
             remove_folder(temporary)
+
+
+def hex_hash(stored: bytes) -> str:
+    """A text hash out of a column, which has lost the zero bytes at its end, in hexadecimal digits."""
+    return bytes(stored).ljust(32, b"\0").hex()
 
 
 def _column(table: Any, name: str) -> NDArray[Any]:

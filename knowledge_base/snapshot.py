@@ -12,7 +12,7 @@ from knowledge_base.documents import Chunk, Document, chunk_id
 from knowledge_base.errors import NotFoundError
 from knowledge_base.lexical import Analyzer, bm25_scores
 from knowledge_base.release import Release, order_paths
-from knowledge_base.segments import Segment, open_segments
+from knowledge_base.segments import Segment, hex_hash, open_segments
 from knowledge_base.version_store import Repository
 
 _SCANNED = 2048
@@ -186,7 +186,7 @@ class Snapshot:
             columns = {name: column[here] for name, column in columns.items()}
         rows = zip(columns["rank"], columns["start"], columns["end"], columns["hash"], strict=True)
         return {
-            chunk_id(self.paths[rank], int(start), int(end), bytes(digest).ljust(32, b"\0").hex())
+            chunk_id(self.paths[rank], int(start), int(end), hex_hash(digest))
             for rank, start, end, digest in rows
         }
 
@@ -306,7 +306,7 @@ class Snapshot:
 
     def passage_hashes(self) -> set[str]:
         """Hash of every text that has a vector in these segments, dead or alive."""
-        return {bytes(digest).ljust(32, b"\0").hex() for digest in self._hashes}
+        return set(map(hex_hash, self._hashes))
 
     def close(self) -> None:
         """Release the segments' files and memory."""

@@ -12,7 +12,7 @@ from knowledge_base.errors import DamagedError, NotFoundError, UnavailableError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck, repair_knowledge_base
 from knowledge_base.retention import Retention, gc
-from knowledge_base.segments import TABLES
+from knowledge_base.segment_tables import TABLES
 from rag.engine import Engine
 
 QUESTION = "What is the default port of the server?"

@@ -9,7 +9,7 @@ from ingestion.sources import list_sources
 from knowledge_base.errors import DamagedError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck, rebuild
-from knowledge_base.segments import TABLES, segment_id
+from knowledge_base.segment_tables import TABLES, segment_id
 from rag.engine import Engine
 
 QUESTIONS = ("default port of the server", "who founded the company", "requests per minute", "refund")
