@@ -31,15 +31,8 @@ def print_ingest(result: "IngestResult") -> None:
     if result.dry_run:
         console.print("[bold]Plan[/] (nothing was changed)")
         _print_changes(console, documents.as_json())
-    counts = [
-        f"{len(documents.added)} added",
-        f"{len(documents.changed)} changed",
-        f"{len(documents.deleted)} deleted",
-        f"{len(documents.renamed)} renamed",
-        f"{result.unchanged} unchanged",
-        f"{len(result.failed)} failed",
-    ]
-    console.print("documents  " + ", ".join(counts))
+    counts = {**documents.counts(), "unchanged": result.unchanged, "failed": len(result.failed)}
+    console.print("documents  " + ", ".join(f"{count} {verb}" for verb, count in counts.items()))
     for path, reason in result.failed:
         console.print(f"  [yellow]skipped[/] {escape(path)}: {escape(reason)}")
     embedding = f"{result.embedded} embedded, {result.reused} reused from earlier releases"

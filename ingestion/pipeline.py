@@ -340,16 +340,7 @@ def _chunker(settings: Settings, embedder: Embedder) -> Chunker:
 
 
 def _message(changes: DocumentChanges, changed: Iterable[str]) -> str:
-    counts = [
-        f"{len(paths)} {verb}"
-        for verb, paths in (
-            ("added", changes.added),
-            ("changed", changes.changed),
-            ("deleted", changes.deleted),
-            ("renamed", changes.renamed),
-        )
-        if paths
-    ]
+    counts = [f"{count} {verb}" for verb, count in changes.counts().items() if count]
     if counts:
         return f"Ingest: {', '.join(counts)} document(s)"
     said = {"golden": "golden questions", "files": "what decides no answer"}

@@ -235,10 +235,7 @@ def release_metadata(
     """What the log shows of a release, as commit metadata."""
     return {
         "changed": ",".join(changed),
-        "documents-added": str(len(documents.added)),
-        "documents-changed": str(len(documents.changed)),
-        "documents-deleted": str(len(documents.deleted)),
-        "documents-renamed": str(len(documents.renamed)),
+        **{f"documents-{verb}": str(count) for verb, count in documents.counts().items()},
         "documents": str(len(after.paths)),
         "chunks-added": str(chunks["added"]),
         "chunks-removed": str(chunks["removed"]),

@@ -311,6 +311,10 @@ class DocumentChanges(Frozen):
         """Paths that hold no document any more, because it was deleted or renamed."""
         return (*self.deleted, *(old for old, _ in self.renamed))
 
+    def counts(self) -> dict[str, int]:
+        """How many of each kind, by its verb."""
+        return {verb: len(getattr(self, verb)) for verb in ("added", "changed", "deleted", "renamed")}
+
     def as_json(self) -> dict[str, Any]:
         """Lists as `--json` prints them; renamed as `{"from", "to"}`."""
         return {
