@@ -47,8 +47,10 @@ class Tally:
 
     def add(self, trial: Trial, count: int, violations: list[str]) -> None:
         with self.lock:
-            self.count += count
+            before, self.count = self.count, self.count + count
             self.violations += [f"{trial}: {violation}" for violation in violations]
+            if self.count // 100 > before // 100:  # a thousand kills take an hour or two
+                print(f"{self.count} so far, {len(self.violations)} violations", flush=True)
 
 
 def server(folder: Path) -> "subprocess.Popen[str]":
