@@ -73,3 +73,13 @@ def test_a_text_that_an_earlier_release_held_is_not_embedded_again(kb: Knowledge
     write(team=None)
     assert len(kb.release().manifest.segments) == 1, "the segment that had it is gone"
     assert write(team="The team sleeps.").embedded == 0
+
+
+def test_vectors_of_another_embedder_are_not_reused(kb: KnowledgeBase, write: Write) -> None:
+    write(team="The team sleeps.")
+    write(team=None)
+    settings = kb.root / "plumbline.toml"
+    settings.write_text(settings.read_text().replace('"int8"', '"fp32"'))
+    write(other="Another document.")  # the last release of the old embedder is now one behind
+    result = write(team="The team sleeps.")
+    assert (result.embedded, result.reused) == (1, 0)
