@@ -297,6 +297,21 @@ def copy(old: Path, new: Path, corpus: Corpus, changed: Sequence[str]) -> None:
 # -- all together ----------------------------------------------------------------------------------
 
 
+def measure_peers(folder: Path, corpus: Corpus, release: int, runs: int) -> dict[str, Costs]:
+    """The two ways of plain Chroma; each of their releases changes the corpus, from `release` on."""
+    peers = {"rebuild": Costs(), "copy": Costs()}
+    last = folder / "rebuild-0"
+    for number in range(runs):
+        last = folder / f"rebuild-{number}"
+        corpus.change(release + number)
+        peers["rebuild"].time(last, lambda last=last: rebuild(last, corpus))  # type: ignore[misc]
+    for number in range(runs):
+        old, last = last, folder / f"copy-{number}"
+        changed = corpus.change(release + runs + number)
+        peers["copy"].time(last, lambda old=old, new=last, it=changed: copy(old, new, corpus, it))  # type: ignore[misc]
+    return peers
+
+
 def measure(folder: Path, chunks: int, releases: int, peer_releases: int) -> dict[str, Any]:
     """Every side on one corpus, one after the other."""
     questions = read_questions()
@@ -306,9 +321,7 @@ def measure(folder: Path, chunks: int, releases: int, peer_releases: int) -> dic
     corpus = Corpus(folder / "documents", supply, chunks, real)
     more = Corpus(folder / "more", supply, NEW_CHUNKS, real)
     aged, fresh = folder / "aged", folder / "fresh"
-    ours, peers = Costs(), {"rebuild": Costs(), "copy": Costs()}
-
-    first = Costs()
+    first, ours = Costs(), Costs()
     first.time(aged, lambda: publish(aged, prepared, corpus))
     for release in range(1, releases + 1):
         corpus.change(release)
@@ -317,15 +330,7 @@ def measure(folder: Path, chunks: int, releases: int, peer_releases: int) -> dic
     publish(fresh, prepared, corpus)
     milliseconds, equal = query_milliseconds((aged, fresh), prepared, questions)
     branching = branch_and_merge(aged, prepared, corpus, more, releases + 1)
-    last = folder / "rebuild-0"
-    for number in range(peer_releases):
-        last = folder / f"rebuild-{number}"
-        corpus.change(releases + 2 + number)
-        peers["rebuild"].time(last, lambda last=last: rebuild(last, corpus))  # type: ignore[misc]
-    for number in range(peer_releases):
-        old, last = last, folder / f"copy-{number}"
-        changed = corpus.change(releases + 2 + peer_releases + number)
-        peers["copy"].time(last, lambda old=old, new=last, it=changed: copy(old, new, corpus, it))  # type: ignore[misc]
+    peers = measure_peers(folder, corpus, releases + 2, peer_releases)
     medians = {name: statistics.median(costs.seconds) for name, costs in peers.items()}
     own_seconds, own_bytes = statistics.median(ours.seconds), statistics.median(ours.bytes)
     return {
