@@ -1,4 +1,4 @@
-"""The routes that answer: POST /v1/query, as one object or as server-sent events, and POST /v1/search."""
+"""The routes that answer, as one object or as server-sent events, that search, and that keep feedback."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from api.serving import Live
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Context, Event, ReleaseRef, Turn
-from rag.answer_log import AnswerLog
+from rag.answer_log import AnswerLog, Feedback
 from rag.filters import parse_conditions
 
 _LOG = logging.getLogger(__name__)
@@ -71,6 +71,14 @@ def answering_routes(live: Live, answer_log: AnswerLog) -> APIRouter:
         engine = live.engine(body.ref)
         found = engine.search(body.question, body.top_k, parse_conditions(body.where))
         return Results(question=body.question, release=engine.release_ref, results=found)
+
+    @router.get("/answers/{id}")
+    def answer_by_id(id: str) -> Answer:
+        return answer_log.answer(id)
+
+    @router.post("/answers/{id}/feedback", status_code=204)
+    def rate(id: str, body: Feedback) -> None:
+        answer_log.rate(id, body)
 
     return router
 

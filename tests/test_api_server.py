@@ -219,3 +219,13 @@ def test_concurrent_requests_agree(client: httpx.Client) -> None:
     for thread in threads:
         thread.join()
     assert len(answers) == 40 and len(set(answers)) == 1
+
+
+def test_an_answer_can_be_read_again_and_rated(client: httpx.Client, answer_log: AnswerLog) -> None:
+    answer = client.post("/v1/query", json=PORT_QUESTION).json()
+    assert client.get(f"/v1/answers/{answer['id']}").json() == answer
+    said = {"rating": "down", "comment": "No.", "correction": "8421", "citation": 1}
+    assert client.post(f"/v1/answers/{answer['id']}/feedback", json=said).status_code == 204
+    assert [feedback.correction for _, feedback in answer_log.feedback(5)] == ["8421"]
+    assert client.post("/v1/answers/none/feedback", json=said).status_code == 404
+    assert client.post(f"/v1/answers/{answer['id']}/feedback", json={"rating": "so-so"}).status_code == 422
