@@ -159,8 +159,8 @@ def list_sources(
 def _collect(collector: _Collector, argument: str) -> None:
     if not argument:
         raise SourceError("A source path is empty.", hint="Give '.' for the current folder.")
-    path = Path(argument).expanduser()
     try:
+        path = Path(argument).expanduser()
         if path.is_dir():
             _add_folder(collector, path, _EVERYTHING)
         elif os.path.lexists(path):
@@ -169,7 +169,7 @@ def _collect(collector: _Collector, argument: str) -> None:
             _add_glob(collector, argument)
         else:
             raise SourceError(f"There is no such file or folder: {argument}", hint="Check the path.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~name of no user
         raise SourceError(f"{argument!r} cannot be read: {error}.", hint="Check the path.") from error
 
 

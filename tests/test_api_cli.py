@@ -105,6 +105,7 @@ def test_standard_input_and_globs_are_ingested(kb: Path, tmp_path: Path) -> None
     ("arguments", "code", "said"),
     [
         (["ingest", "no/such/path"], 2, "no such file"),
+        (["ingest", "~no-such-user/x"], 2, "cannot be read"),
         (["ask", "x", "--ref", "nowhere"], 2, "No such ref"),
         (["ask", "  "], 2, "question is empty"),
         (["log", "nowhere"], 2, "No such ref"),
