@@ -6,10 +6,11 @@ import pytest
 
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
-from knowledge_base.errors import IncompatibleError, MergeConflictError, NoChangesError
+from knowledge_base.errors import IncompatibleError, MergeConflictError, NoChangesError, NotFoundError
 from knowledge_base.history import list_releases
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
+from knowledge_base.lifecycle import rollback
 from knowledge_base.merging import merge
 from tests.releases import Write, documents, kb, ranking, write
 
@@ -93,3 +94,14 @@ def test_what_is_merged_already_is_said_so(kb: KnowledgeBase, write: Write) -> N
     merge(kb, "draft")
     with pytest.raises(NoChangesError):
         merge(kb, "draft")
+
+
+def test_a_step_inside_a_merge_is_no_release_to_go_back_to(kb: KnowledgeBase, write: Write) -> None:
+    write("draft", team="The team sleeps.")
+    write("main", news="The news are good.", team=None)
+    merge(kb, "draft")
+    before = kb.repository.resolve("main")
+    with pytest.raises(NotFoundError, match="release"):
+        rollback(kb, "main^2~1")
+    assert kb.repository.resolve("main") == before
+    assert "team.md" in documents(kb) and not list(fsck(kb))
