@@ -43,6 +43,7 @@ from knowledge_base.release import (
     committed_files,
     order_paths,
     prompts_in,
+    settings_in,
 )
 from knowledge_base.renames import find_renames
 from knowledge_base.segment_tables import write_segment
@@ -111,7 +112,7 @@ class _Ingest:
         self.progress = progress
         self.bytes_written = 0
         self.files = knowledge_base.working_files()
-        settings = knowledge_base.settings()
+        settings = settings_in(self.files)
         prompts = prompts_in(self.files)
         Analyzer(settings.retrieval.language)  # an unknown language is refused before any work
         check_prompts(prompts, settings)

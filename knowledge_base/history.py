@@ -13,6 +13,7 @@ from knowledge_base.release import (
     load_release,
     prompts_in,
     settings_difference,
+    settings_in,
 )
 from knowledge_base.version_store import Commit, Repository
 
@@ -71,7 +72,7 @@ def working_difference(knowledge_base: KnowledgeBase, live: Release) -> dict[str
         SettingsError: One of them cannot be read.
     """
     disk = knowledge_base.working_files()
-    working = live.model_copy(update={"settings": knowledge_base.settings(), "prompts": prompts_in(disk)})
+    working = live.model_copy(update={"settings": settings_in(disk), "prompts": prompts_in(disk)})
     released = committed_files(knowledge_base.repository, live.commit)
     released.pop(SETTINGS_PATH, None)  # the first commit of all holds nothing
     files = {path: content for path, content in disk.items() if path != SETTINGS_PATH}

@@ -23,8 +23,8 @@ from knowledge_base.release import (
     Settings,
     committed_files,
     load_release,
-    parse_settings,
     prompts_in,
+    settings_in,
 )
 from knowledge_base.version_store import Repository, open_version_store
 
@@ -114,7 +114,7 @@ class KnowledgeBase:
 
     def settings(self) -> Settings:
         """Settings of the working copy, not of any release. Raises SettingsError."""
-        return parse_settings(self.working_files().get(SETTINGS_PATH, b"").decode())
+        return settings_in(self.working_files())
 
     def prompts(self) -> dict[str, str]:
         """Prompts of the working copy by file name. Raises SettingsError."""

@@ -221,6 +221,11 @@ def committed_files(repository: Repository, commit: str) -> dict[str, bytes]:
     }
 
 
+def settings_in(files: Mapping[str, bytes]) -> Settings:
+    """Settings of plumbline.toml, the defaults where there is none. Raises SettingsError."""
+    return parse_settings(files.get(SETTINGS_PATH, b"").decode())
+
+
 def prompts_in(files: Mapping[str, bytes]) -> dict[str, str]:
     """Prompts by file name."""
     return {
