@@ -109,17 +109,18 @@ def init(
 def evaluate(
     ref: Annotated[str, typer.Argument(help="Release to evaluate.")] = "main",
     baseline: Annotated[str, typer.Option(help="Release to compare with.")] = "main",
+    again: Annotated[bool, typer.Option("--again", help="Even when this very comparison is known.")] = False,
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
-    """Score a release on the golden questions; exit code 1 when it is worse than the baseline."""
+    """Score a release on the golden questions; exit code 1 unless it is shown to be no worse."""
     from api.progress import working
-    from api.render import print_verdict
+    from api.render_eval import print_verdict
     from eval.evaluate import evaluate_release
 
     knowledge_base = open_knowledge_base(kb)
     with working("Evaluating", enabled=not as_json):
-        verdict = evaluate_release(knowledge_base, ref, baseline)
+        verdict = evaluate_release(knowledge_base, ref, baseline, again=again)
     print_json(verdict.as_json()) if as_json else print_verdict(verdict.as_json())
     if not verdict.publishable:
         raise typer.Exit(1)

@@ -21,7 +21,8 @@ Kb = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 Ref = Annotated[str, typer.Option("--ref", help="Branch, tag, commit or main@{2026-11-01}.")]
 TopK = Annotated[int | None, typer.Option("--top-k", min=1, max=100, help="How many passages to retrieve.")]
-NoGate = Annotated[bool, typer.Option("--no-gate", help="Publish unevaluated; the log says so.")]
+NoGate = Annotated[bool, typer.Option("--no-gate", help="Publish unevaluated; needs --reason.")]
+Reason = Annotated[str, typer.Option(help="Why the gate is passed by; it stays in the log for ever.")]
 
 
 def print_json(value: Any) -> None:
@@ -55,17 +56,23 @@ def answer_log_url(knowledge_base: "KnowledgeBase") -> str:
     return read_environment().answer_log or here.render_as_string()
 
 
-def gate_of(knowledge_base: "KnowledgeBase", branch: str, no_gate: bool) -> "Gate | None":
-    """What judges a candidate for `branch`: only main has a gate."""
-    if no_gate or branch != "main":
+def gate_of(knowledge_base: "KnowledgeBase", branch: str, no_gate: bool, reason: str) -> "Gate | None":
+    """What judges a candidate for `branch`: only main has a gate. Raises UsageError."""
+    if no_gate and not reason.strip():
+        raise UsageError("--no-gate needs --reason.", hint="Say why; the log keeps it for ever.")
+    if branch != "main":
         return None
+    if no_gate:
+        from knowledge_base.lifecycle import override_gate
+
+        return override_gate(reason.strip())
 
     def judge(candidate: str, live: str) -> Any:
         from eval.evaluate import evaluate_release
         from knowledge_base.lifecycle import Judgement
 
         verdict = evaluate_release(knowledge_base, candidate, live)
-        return Judgement(verdict.status, verdict.publishable, verdict.as_json())
+        return Judgement(verdict.label, verdict.publishable, verdict.as_json())
 
     return judge
 

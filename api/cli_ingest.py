@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli_common import Json, Kb, NoGate, gate_of, kept_out, open_knowledge_base, print_json
+from api.cli_common import Json, Kb, NoGate, Reason, gate_of, kept_out, open_knowledge_base, print_json
 from knowledge_base.errors import CheckFailedError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def ingest(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, change nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail when any file cannot be read.")] = False,
     no_gate: NoGate = False,
+    reason: Reason = "",
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +68,7 @@ def ingest(
         max_bytes=max_mb * MEGABYTE,
         message=message,
     )
-    gate = gate_of(knowledge_base, branch, no_gate)
+    gate = gate_of(knowledge_base, branch, no_gate, reason)
     with ingest_progress(enabled=not as_json) as progress:
         result = run(knowledge_base, sources, options, gate=gate, progress=progress)
     _print_result(result, as_json)

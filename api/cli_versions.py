@@ -10,6 +10,7 @@ from api.cli_common import (
     Json,
     Kb,
     NoGate,
+    Reason,
     Ref,
     find_knowledge_base,
     gate_of,
@@ -37,9 +38,14 @@ def log(
 ) -> None:
     """List releases, newest first, with what changed in each; dates are UTC."""
     from api.render import print_log
+    from eval.evaluations import label_of
     from knowledge_base.history import list_releases
 
-    entries = list_releases(open_knowledge_base(kb).repository, ref, number)
+    knowledge_base = open_knowledge_base(kb)
+    entries = list_releases(knowledge_base.repository, ref, number)
+    for entry in entries:
+        judged = entry["verdict"].startswith("PASS")
+        entry["evaluated"] = "" if judged else label_of(knowledge_base, entry["commit"])
     print_json(entries) if as_json else print_log(entries)
 
 
@@ -52,8 +58,10 @@ def show(
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
-    """Show one release: its settings, documents and segments."""
+    """Show one release: its settings, documents, segments and verdicts."""
     from api.render import print_release
+    from api.render_eval import print_verdicts
+    from eval.evaluations import Evaluations
     from knowledge_base.history import describe_release
 
     knowledge_base = open_knowledge_base(kb)
@@ -65,7 +73,13 @@ def show(
             sys.stdout.write(content + ("" if content.endswith("\n") else "\n"))
         return
     value = describe_release(knowledge_base, ref)
-    print_json(value) if as_json else print_release(value)
+    found = Evaluations(knowledge_base.repository).verdicts(knowledge_base.release(ref).answers_digest)
+    value["verdicts"] = [verdict.as_json() for verdict in found]
+    if as_json:
+        print_json(value)
+    else:
+        print_release(value)
+        print_verdicts(value["verdicts"])
 
 
 @app.command()
@@ -75,13 +89,26 @@ def diff(
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
-    """Show what changed from one release to another: documents, chunks, settings."""
+    """Show what changed from one release to another: documents, chunks, settings, golden answers."""
     from api.render import print_difference
+    from api.render_eval import print_answer_changes
+    from eval.compare import compare_answers
     from knowledge_base.difference import diff_releases
 
-    found = diff_releases(open_knowledge_base(kb), left, right)
-    value = {"documents": found.documents.as_json(), "chunks": found.chunks, "settings": found.settings}
-    print_json(value) if as_json else print_difference(value)
+    knowledge_base = open_knowledge_base(kb)
+    found = diff_releases(knowledge_base, left, right)
+    answers = compare_answers(knowledge_base, left, right)
+    value = {
+        "documents": found.documents.as_json(),
+        "chunks": found.chunks,
+        "settings": found.settings,
+        "golden": answers,
+    }
+    if as_json:
+        print_json(value)
+    else:
+        print_difference(value)
+        print_answer_changes(answers)
 
 
 # -- branches ----------------------------------------------------------------------------------
@@ -144,6 +171,7 @@ def merge(
     dest_wins: Annotated[bool, typer.Option("--dest-wins", help="On a conflict keep the branch's.")] = False,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say what this is.")] = None,
     no_gate: NoGate = False,
+    reason: Reason = "",
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
@@ -158,7 +186,7 @@ def merge(
         source,
         into,
         strategy="source-wins" if source_wins else "dest-wins" if dest_wins else None,
-        gate=gate_of(knowledge_base, into, no_gate),
+        gate=gate_of(knowledge_base, into, no_gate, reason),
         message=message,
     )
     _print_landing(landing, as_json)
@@ -169,6 +197,7 @@ def promote(
     ref: Annotated[str, typer.Argument(help="Branch, tag or commit that was made from main.")],
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say what this is.")] = None,
     no_gate: NoGate = False,
+    reason: Reason = "",
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
@@ -176,7 +205,7 @@ def promote(
     from knowledge_base.lifecycle import promote as run
 
     knowledge_base = open_knowledge_base(kb)
-    landing = run(knowledge_base, ref, gate=gate_of(knowledge_base, "main", no_gate), message=message)
+    landing = run(knowledge_base, ref, gate=gate_of(knowledge_base, "main", no_gate, reason), message=message)
     _print_landing(landing, as_json)
 
 

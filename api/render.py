@@ -18,7 +18,8 @@ _SHOWN = 12
 _AROUND = 300
 
 
-def _console() -> Console:
+def make_console() -> Console:
+    """A console for standard output."""
     # What goes into a file or a pipe is not folded to the width of a screen.
     width = None if sys.stdout.isatty() else 200
     return Console(highlight=False, soft_wrap=True, width=width)
@@ -26,7 +27,7 @@ def _console() -> Console:
 
 def print_ingest(result: "IngestResult") -> None:
     """What an ingest did."""
-    console = _console()
+    console = make_console()
     documents = result.documents
     if result.dry_run:
         console.print("[bold]Plan[/] (nothing was changed)")
@@ -55,7 +56,7 @@ def print_ingest(result: "IngestResult") -> None:
 
 def print_status(value: Mapping[str, Any]) -> None:
     """What differs from main."""
-    console = _console()
+    console = make_console()
     release = value["release"]
     console.print(f"{value['root']}: main at {release['commit'][:12]}")
     console.print(f"{value['documents']} documents, {value['chunks']} chunks")
@@ -82,7 +83,7 @@ def print_status(value: Mapping[str, Any]) -> None:
 
 def print_answer(answer: "Answer", *, text: bool = True) -> None:
     """An answer with its sources; without its `text` when that has been streamed."""
-    console = _console()
+    console = make_console()
     if text:
         style = "yellow" if answer.abstained else "bold"
         console.print(f"[{style}]{escape(answer.answer)}[/]")
@@ -127,7 +128,7 @@ def _footing(answer: "Answer") -> str:
 
 def print_source(citation: "Citation", text: str) -> None:
     """A cited document around its quote, which stands out."""
-    console = _console()
+    console = make_console()
     before = text[max(0, citation.start - _AROUND) : citation.start]
     after = text[citation.end : citation.end + _AROUND]
     console.print(f"[cyan]{escape(citation.path)}[/] [dim]at {citation.commit[:12]}[/]")
@@ -136,7 +137,7 @@ def print_source(citation: "Citation", text: str) -> None:
 
 def print_results(results: Sequence["Context"]) -> None:
     """Ranked passages."""
-    console = _console()
+    console = make_console()
     for number, result in enumerate(results, 1):
         where = " > ".join(result.heading) or (f"page {result.page}" if result.page else "")
         console.print(
@@ -151,7 +152,7 @@ def print_results(results: Sequence["Context"]) -> None:
 
 def print_log(entries: Sequence[Mapping[str, Any]]) -> None:
     """Releases, newest first."""
-    console = _console()
+    console = make_console()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("commit", "date (UTC)", "documents", "chunks", "gate", "changed", "message"):
         table.add_column(
@@ -164,7 +165,7 @@ def print_log(entries: Sequence[Mapping[str, Any]]) -> None:
             _minute(entry["date"]),
             f"{entry['documents']}{_delta(entry['documents_changed'])}",
             f"{entry['chunks']}{_delta(entry['chunks_changed'])}",
-            entry["verdict"],
+            _gate(entry),
             ", ".join(entry["changed"]),
             escape(entry["message"].splitlines()[0] if entry["message"] else ""),
         )
@@ -180,12 +181,12 @@ def print_prompts(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(
             f"[green]{escape(row['name'])}[/]", row["hash"], str(row["examples"]), escape(row["description"])
         )
-    _console().print(table if rows else "No prompts yet: `rag init` writes them.")
+    make_console().print(table if rows else "No prompts yet: `rag init` writes them.")
 
 
 def print_refs(rows: Sequence[Mapping[str, str]], kind: str) -> None:
     """Branches or tags."""
-    console = _console()
+    console = make_console()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in (kind, "commit", "date", "message"):
         table.add_column(name, overflow="fold")
@@ -197,7 +198,7 @@ def print_refs(rows: Sequence[Mapping[str, str]], kind: str) -> None:
 
 def print_landing(landing: "Landing") -> None:
     """What a merge or promotion did."""
-    console = _console()
+    console = make_console()
     _print_changes(console, landing.documents.as_json())
     chunks = landing.chunks
     console.print(
@@ -212,7 +213,7 @@ def print_landing(landing: "Landing") -> None:
 
 def print_gc(report: "GcReport") -> None:
     """What gc freed or would free."""
-    console = _console()
+    console = make_console()
     verb = "would free" if report.dry_run else "freed"
     console.print(f"{report.retained} commit(s) keep their content, {len(report.expired)} lose it")
     console.print(
@@ -225,10 +226,11 @@ def print_gc(report: "GcReport") -> None:
 
 def print_release(value: Mapping[str, Any]) -> None:
     """One release in full."""
-    console = _console()
+    console = make_console()
     refs = f" ({', '.join(value['refs'])})" if value["refs"] else ""
     console.print(
         f"[yellow]{value['commit']}[/]{escape(refs)}\n{value['date']}  gate {value['verdict'] or '-'}"
+        + (f": {escape(value['override'])}" if value["override"] else "")
     )
     console.print(escape(value["message"]))
     console.print(
@@ -250,44 +252,13 @@ def print_release(value: Mapping[str, Any]) -> None:
 
 def print_difference(value: Mapping[str, Any]) -> None:
     """What changed between two releases."""
-    console = _console()
+    console = make_console()
     _print_changes(console, value["documents"], limit=None)
     chunks = value["chunks"]
     console.print(f"chunks: {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all")
     _print_settings(console, value["settings"])
     if not any(value["documents"].values()) and not value["settings"]:
         console.print("No difference.")
-
-
-def print_verdict(value: Mapping[str, Any]) -> None:
-    """What the gate says of a release."""
-    console = _console()
-    colour = {"PASS": "green", "FAIL": "red"}.get(value["status"], "yellow")
-    console.print(f"[{colour}]{value['status']}[/] on {value.get('questions', 0)} golden question(s)")
-    for reason in value.get("reasons", []):
-        console.print(f"  {escape(str(reason))}")
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("metric", "candidate", "baseline", "difference (95 %)", "n"):
-        table.add_column(name, justify="left" if name == "metric" else "right")
-    for metric in value.get("metrics", []):
-        table.add_row(*_metric_row(metric))
-    if value.get("metrics"):
-        console.print(table)
-
-
-def _metric_row(metric: Mapping[str, Any]) -> list[str]:
-    def number(value: Any) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    low, high = metric.get("interval") or (None, None)
-    interval = f"{number(metric.get('delta'))} [{number(low)}, {number(high)}]"
-    return [
-        escape(f"{metric['name']}"),
-        number(metric.get("candidate")),
-        number(metric.get("baseline")),
-        escape(interval if metric.get("delta") is not None else "-"),
-        str(metric.get("n", "")),
-    ]
 
 
 def _print_changes(console: Console, documents: Mapping[str, Any], limit: int | None = _SHOWN) -> None:
@@ -304,6 +275,14 @@ def _print_changes(console: Console, documents: Mapping[str, Any], limit: int | 
 def _print_settings(console: Console, settings: Mapping[str, Any]) -> None:
     for key, change in settings.items():
         console.print(f"[magenta] setting[/]  {escape(key)}: {change['from']!r} -> {change['to']!r}")
+
+
+def _gate(entry: Mapping[str, Any]) -> str:
+    """What the gate said, why it was passed by, and what an evaluation said since."""
+    said = escape(entry["verdict"])
+    if entry["override"]:
+        said += f": {escape(entry['override'])}"
+    return said + (f" [dim](later {entry['evaluated']})[/]" if entry.get("evaluated") else "")
 
 
 def _delta(changes: Mapping[str, int]) -> str:

@@ -1,48 +1,254 @@
 """Evaluate a release: its own golden questions, asked of it and of the release it is compared with."""
 
-from eval.gate import Verdict, judge
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from eval.evaluations import Evaluations
+from eval.gate import NO_GOLDEN_SET, Verdict, judge
 from eval.golden import GoldenQuestion, golden_fingerprint, load_golden
-from eval.metrics import Scores, score_engine
-from knowledge_base.errors import DamagedError, EmbedderError
+from eval.measure import Measurement, uses_model
+from eval.metrics import METRICS, OFFLINE, Measures, judge_fingerprint
+from eval.scores import Scores
+from eval.selfcheck import check_injections, check_passages, check_structure
+from eval.summary import summarize
+from knowledge_base.difference import diff_documents
+from knowledge_base.documents import sha256_hex
+from knowledge_base.errors import DamagedError, EmbedderError, SettingsError
 from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.release import DOCUMENTS_PREFIX, GOLDEN_PREFIX
-from knowledge_base.version_store import Repository
+from knowledge_base.release import GOLDEN_PREFIX, GateSettings, Release, canonical_json, changed_parts
 from rag.engine import Engine
 
 _NAMED = 10
+_ANSWERING = {"corpus", "chunker", "embedder", "prompt", "retrieval", "model"}
 
 
-def evaluate_release(knowledge_base: KnowledgeBase, ref: str, baseline: str = MAIN) -> Verdict:
+def evaluate_release(
+    knowledge_base: KnowledgeBase, ref: str, baseline: str = MAIN, *, again: bool = False
+) -> Verdict:
     """The gate's verdict on `ref` against `baseline`, or the release before when both are one commit.
+
+    A verdict on the same two contents, golden questions, judge and margins is taken from the version
+    store, unless `again`; a new one is put there, with every answer and score.
 
     Raises:
         NotFoundError: No such ref.
-        SettingsError: A golden question of `ref` is not valid.
+        SettingsError: A golden question of `ref` is not valid, or a margin names no metric.
         MissingExtraError: ragas is not installed and there are golden questions.
+        StorageError: The verdict cannot be stored.
     """
-    repository = knowledge_base.repository
-    candidate, live = repository.resolve(ref), repository.resolve(baseline)
-    questions = load_golden(repository, candidate)
-    if not questions:
-        return judge(Scores(candidate), None, golden="", warnings=_uncommitted(knowledge_base))
-    if live == candidate:
-        live = release_before(knowledge_base, candidate)
-    scores = _score(knowledge_base, candidate, questions)
-    before, obstacle = None, ""
-    if live and knowledge_base.release(live).manifest.documents:
-        try:
-            before = _score(knowledge_base, live, questions)
-        except (DamagedError, EmbedderError) as error:
-            # An ingest that embeds everything anew because the model on this machine is another one
-            # ends up here: it must get a verdict, not an error that says to ingest.
-            obstacle = f"{live[:12]} cannot be opened to compare with: {error.message}"
-    return judge(
-        scores,
-        before,
-        golden=golden_fingerprint(questions),
-        obstacle=obstacle,
-        warnings=_lost_documents(repository, candidate, questions),
+    case = _Case.of(knowledge_base, ref, baseline)
+    kept = Evaluations(knowledge_base.repository)
+    known = None if again else kept.verdict(case.release.answers_digest, case.before_digest)
+    if known and known.status != "INCOMPLETE" and known.rules == case.rules:
+        commits = {"candidate": case.release.commit, "baseline": case.before_commit}
+        return known.model_copy(update={**commits, "cached": True})
+    with _engine(knowledge_base, case.release.commit) as engine:
+        verdict, measured = _evaluate(knowledge_base, case, engine, kept)
+    kept.keep(verdict, *measured)
+    return verdict
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is to be judged: a release, the one before it, and by which questions and rules."""
+
+    release: Release
+    before: Release | None
+    rows: list[GoldenQuestion]
+    gate: GateSettings
+    uncommitted: int
+
+    @classmethod
+    def of(cls, knowledge_base: KnowledgeBase, ref: str, baseline: str) -> "_Case":
+        repository = knowledge_base.repository
+        candidate, live = repository.resolve(ref), repository.resolve(baseline)
+        if live == candidate:
+            live = release_before(knowledge_base, candidate)
+        release = knowledge_base.release(candidate)
+        before = knowledge_base.release(live) if live else None
+        rules = release.settings.gate
+        unknown = sorted(set(rules.margins) - set(METRICS))
+        if unknown:
+            raise SettingsError(
+                f"plumbline.toml: gate.margins: there is no metric {unknown[0]!r}.",
+                hint=f"There are {', '.join(METRICS)}.",
+            )
+        return cls(
+            release=release,
+            before=before if before and before.manifest.documents else None,
+            rows=load_golden(repository, candidate),
+            gate=rules,
+            uncommitted=sum(path.startswith(GOLDEN_PREFIX) for path in knowledge_base.working_files()),
+        )
+
+    @property
+    def before_digest(self) -> str:
+        return self.before.answers_digest if self.before else ""
+
+    @property
+    def before_commit(self) -> str:
+        return self.before.commit if self.before else ""
+
+    @property
+    def approved(self) -> list[GoldenQuestion]:
+        return [row for row in self.rows if row.state == "approved"]
+
+    @property
+    def rules(self) -> str:
+        """Names questions, judge and margins: a kept verdict of other rules says nothing here."""
+        parts = {
+            "golden": golden_fingerprint(self.rows),
+            "judge": judge_fingerprint(self.release),
+            "gate": self.gate.model_dump(mode="json"),
+        }
+        return sha256_hex(canonical_json(parts))[:16]
+
+
+def _evaluate(
+    knowledge_base: KnowledgeBase, case: _Case, engine: Engine, kept: Evaluations
+) -> tuple[Verdict, list[Scores]]:
+    """The verdict, and the scores that it rests on."""
+    faults = check_structure(knowledge_base, engine)
+    changed = _changed(knowledge_base, case)
+    if case.before is None or changed & {"prompt", "model"}:
+        faults += check_injections(engine)
+    stated = {"rules": case.rules, "changed": tuple(sorted(changed))}
+    if not case.approved:
+        faults += check_passages(knowledge_base, engine) if not faults else []
+        return _without_golden_set(case, faults).model_copy(update=stated), []
+    if case.before is None:
+        faults += check_passages(knowledge_base, engine) if not faults else []
+    known = [*kept.rows(case.before_digest), *kept.rows(case.release.answers_digest)]
+    measures = Measures(case.release.settings.judge, engine.embedder)
+    measurement = Measurement(knowledge_base, measures, judge_fingerprint(case.release), known)
+    with _baseline(knowledge_base, case) as (before, obstacle):
+        questions, told = _current(case.approved, engine, before)
+        warnings = told + _loosened(case)
+        sampled = (
+            case.release.settings.judge.model != OFFLINE
+            or uses_model(case.release)
+            or bool(case.before and uses_model(case.before))
+        )
+
+        def run(repetitions: int) -> tuple[Verdict, list[Scores]]:
+            old = measurement.measure(before, questions, repetitions) if before else None
+            new = measurement.measure(engine, questions, repetitions)
+            verdict = judge(
+                new,
+                old,
+                golden=golden_fingerprint(questions),
+                rules=case.gate,
+                faults=faults,
+                obstacle=obstacle,
+                warnings=warnings,
+                repetitions=repetitions,
+            )
+            summary = {"candidate": summarize(new)} | ({"baseline": summarize(old)} if old else {})
+            return verdict.model_copy(update={**stated, "summary": summary}), [s for s in (old, new) if s]
+
+        if not questions:
+            return _without_golden_set(case, faults, warnings).model_copy(update=stated), []
+        verdict, measured = run(case.gate.repetitions if sampled else 1)
+        if verdict.status == "INCONCLUSIVE" and sampled and case.gate.escalated > verdict.repetitions:
+            verdict, measured = run(case.gate.escalated)
+        elif verdict.status == "INCONCLUSIVE" and not sampled:
+            said = "answers and judge always say the same: only more golden questions would settle it"
+            verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, said)})
+    return verdict, measured
+
+
+def _without_golden_set(case: _Case, faults: Sequence[str], warnings: Sequence[str] = ()) -> Verdict:
+    """The verdict of the built-in checks alone."""
+    reasons = [*faults, f"{NO_GOLDEN_SET}: only the built-in checks of index, citations and canaries"]
+    if case.uncommitted and not case.rows:
+        reasons.append(f"{case.uncommitted} golden file(s) are not committed yet: run `rag ingest`")
+    return Verdict(
+        status="FAIL" if faults else "PASS",
+        reasons=(*reasons, *warnings),
+        candidate=case.release.commit,
+        baseline=case.before_commit,
+        candidate_digest=case.release.answers_digest,
+        baseline_digest=case.before_digest,
+        judge=judge_fingerprint(case.release),
     )
+
+
+def _changed(knowledge_base: KnowledgeBase, case: _Case) -> set[str]:
+    """Which parts of what decides an answer differ from the release before."""
+    if case.before is None:
+        return set(_ANSWERING)
+    corpus = bool(diff_documents(knowledge_base.repository, case.before.commit, case.release.commit))
+    return set(changed_parts(case.before, case.release, corpus=corpus))
+
+
+@contextmanager
+def _engine(knowledge_base: KnowledgeBase, commit: str) -> Iterator[Engine]:
+    engine = Engine.open(knowledge_base, commit)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _baseline(knowledge_base: KnowledgeBase, case: _Case) -> Iterator[tuple[Engine | None, str]]:
+    """The release to compare with, opened; or why it cannot be although there is one."""
+    if case.before is None:
+        yield None, ""
+        return
+    try:
+        engine = Engine.open(knowledge_base, case.before.commit)
+    except (DamagedError, EmbedderError) as error:
+        # An ingest that embeds everything anew because the model on this machine is another one ends
+        # up here: it must get a verdict, not an error that says to ingest.
+        yield None, f"{case.before.commit[:12]} cannot be opened to compare with: {error.message}"
+        return
+    try:
+        yield engine, ""
+    finally:
+        engine.close()
+
+
+def _current(
+    rows: Sequence[GoldenQuestion], engine: Engine, before: Engine | None
+) -> tuple[list[GoldenQuestion], list[str]]:
+    """The rows that can be asked, and what to say of the others and of what this release loses.
+
+    A row is stale when neither release holds what it requires. When only the candidate does not, that
+    is a loss, and it is judged as one.
+    """
+    asked, told = [], []
+    for row in rows:
+        if row.is_held_by(engine.snapshot.document_text):
+            asked.append(row)
+        elif before and row.is_held_by(before.snapshot.document_text):
+            asked.append(row)
+            told.append(
+                f"golden question {row.id!r} requires {_required(row)}, which this release drops: "
+                "if that is meant, retire the question in the same ingest"
+            )
+        else:
+            told.append(f"golden question {row.id!r} is stale: no release here holds {_required(row)}")
+    more = [f"and {len(told) - _NAMED} more golden questions like that"] if len(told) > _NAMED else []
+    return asked, told[:_NAMED] + more
+
+
+def _required(row: GoldenQuestion) -> str:
+    return f"its quote in {row.document!r}" if row.quote else repr(row.document)
+
+
+def _loosened(case: _Case) -> list[str]:
+    """What to say of margins that are wider than those of the release that is live."""
+    live = case.before.settings.gate.margins if case.before else case.gate.margins
+    wider = [
+        f"{name} {live[name]:g} -> {case.gate.margins[name]:g}"
+        if name in case.gate.margins
+        else f"{name} dropped"
+        for name in live
+        if case.gate.margins.get(name, 1.0) > live[name]
+    ]
+    return [f"this release loosens its own margins: {', '.join(wider)}"] if wider else []
 
 
 def release_before(knowledge_base: KnowledgeBase, commit: str) -> str:
@@ -56,32 +262,3 @@ def release_before(knowledge_base: KnowledgeBase, commit: str) -> str:
         if not compacted and knowledge_base.release(found.id).manifest.documents:
             return found.id
     return ""
-
-
-def _uncommitted(knowledge_base: KnowledgeBase) -> list[str]:
-    """What to say of golden files that are on disk and in no release yet."""
-    count = sum(path.startswith(GOLDEN_PREFIX) for path in knowledge_base.working_files())
-    return [f"{count} golden file(s) are not committed yet: run `rag ingest`"] if count else []
-
-
-def _lost_documents(repository: Repository, commit: str, questions: list[GoldenQuestion]) -> list[str]:
-    """What to say of questions that require a document which the release does not hold."""
-    known = {
-        item.path.removeprefix(DOCUMENTS_PREFIX)
-        for item in repository.list_objects(commit, prefix=DOCUMENTS_PREFIX)
-    }
-    lost = [
-        f"golden question {question.id!r} requires {question.document!r}, which this release does not hold"
-        for question in questions
-        if question.document is not None and question.document not in known
-    ]
-    more = [f"and {len(lost) - _NAMED} more golden questions like that"] if len(lost) > _NAMED else []
-    return lost[:_NAMED] + more
-
-
-def _score(knowledge_base: KnowledgeBase, commit: str, questions: list[GoldenQuestion]) -> Scores:
-    engine = Engine.open(knowledge_base, commit)
-    try:
-        return score_engine(engine, questions)
-    finally:
-        engine.close()

@@ -1,120 +1,222 @@
-"""Scores of answers on golden questions, as RAGAS metrics; the only place that imports ragas."""
+"""What is measured on an answer: exact checks here, the rest through RAGAS metrics."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+import importlib.metadata
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from eval.golden import GoldenQuestion
-from eval.judge import faithfulness
+from eval.scores import Score
 from knowledge_base.documents import sha256_hex
+from knowledge_base.embedders import Embedder
 from knowledge_base.errors import MissingExtraError, NotFoundError
-from rag.answer import Answer, Citation
-from rag.engine import Engine
-from rag.support import JUDGE
+from knowledge_base.release import JudgeSettings, Release, canonical_json
+from rag.answer import Answer, Citation, Context
+from rag.support import JUDGE, SUPPORT_THRESHOLD
 
+if TYPE_CHECKING:
+    from eval.ragas_judge import ChatJudge
+
+METRICS_VERSION = 2
+"""Raised when a metric changes what it means: scores of different versions are never compared."""
+
+OFFLINE = "offline"
 METRICS = (
-    "faithfulness",
-    "citation_validity",
-    "context_recall",
-    "reciprocal_rank",
-    "answer_rouge",
-    "abstention",
-)
-METRICS_VERSION = f"1 ({JUDGE})"
-"""Changes when scores stop being comparable with earlier ones."""
+    "faithfulness", "context_recall", "reciprocal_rank", "abstention", "citation_validity", "schema",
+    "canary", "answer_relevancy", "factual_correctness", "context_precision", "recall_at_1", "recall_at_3",
+    "ndcg", "ragas_context_recall", "ragas_context_precision", "rouge_l", "bleu", "meteor",
+)  # fmt: skip
+"""Every metric there is, in the order in which they are shown."""
+
+DocumentText = Callable[[str], str]
+"""Text of a document of the release that answered, by path; raises NotFoundError."""
+
+_MARKER = re.compile(r"\[(\d+)\]")
+_EVIDENCE = "required"
+
+
+def judge_fingerprint(release: Release) -> str:
+    """Names what scores the answers of a release: 16 hexadecimal digits.
+
+    Scores of different fingerprints are not compared. The embedder is part of it, as answer relevancy is
+    measured in its space.
+    """
+    settings = release.settings.judge
+    parts: dict[str, Any] = {
+        "metrics": METRICS_VERSION,
+        "ragas": _ragas_version(),
+        "judge": settings.model_dump(include={"model", "base_url", "temperature", "max_tokens"}),
+        "embedder": release.manifest.embedder,
+    }
+    if settings.model == OFFLINE:
+        parts["judge"] = [JUDGE, SUPPORT_THRESHOLD]
+    return sha256_hex(canonical_json(parts))[:16]
+
+
+def judge_name(settings: JudgeSettings) -> str:
+    """Who judges, in words."""
+    return f"offline judge {JUDGE}" if settings.model == OFFLINE else settings.model
 
 
 @dataclass(frozen=True)
-class Score:
-    """One metric of one question: a value, or the reason why there is none; never NaN."""
+class Asked:
+    """One answer to score, with the texts of the documents it may cite."""
 
-    metric: str
-    value: float | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Everything measured on one golden question. `failure` is set when it could not be answered at all."""
-
-    id: str
-    scores: tuple[Score, ...] = ()
-    failure: str = ""
+    question: GoldenQuestion
+    answer: Answer
+    document_text: DocumentText
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A release's rows, in the order of the questions."""
-
-    commit: str
-    rows: tuple[Row, ...] = field(default=())
-
-    def values(self, metric: str) -> dict[str, float]:
-        """Value by question id, of those questions the metric applies to."""
-        return {
-            row.id: score.value
-            for row in self.rows
-            for score in row.scores
-            if score.metric == metric and score.value is not None
-        }
-
-    @property
-    def failures(self) -> dict[str, str]:
-        """Reason by question id of what should have been measured and was not."""
-        failed = {row.id: row.failure for row in self.rows if row.failure}
-        failed |= {row.id: s.reason for row in self.rows for s in row.scores if s.value is None and s.reason}
-        return failed
-
-
-def score_engine(engine: Engine, questions: Sequence[GoldenQuestion]) -> Scores:
-    """Ask one engine every golden question and measure its answers.
+class Measures:
+    """Scores answers with one judge and one embedder.
 
     Raises:
-        MissingExtraError: ragas is not installed.
+        MissingExtraError: The `eval` extra is not installed.
     """
-    _ragas_metrics()
-    return Scores(engine.release_ref.commit, asyncio.run(_score_all(engine, questions)))
+
+    def __init__(self, settings: JudgeSettings, embedder: Embedder) -> None:
+        self._settings = settings
+        self._embedder = embedder
+
+    @cached_property
+    def judge(self) -> "ChatJudge | None":
+        """The language model that judges; None for the offline judge."""
+        if self._settings.model == OFFLINE:
+            return None
+        with _ragas_needed():
+            from eval.ragas_judge import ChatJudge
+        return ChatJudge(self._settings)
+
+    @cached_property
+    def _metrics(self) -> Mapping[str, Any]:
+        with _ragas_needed():
+            from eval.ragas_metrics import build_metrics
+        return build_metrics(self._embedder, self.judge)
+
+    def score(self, asked: Sequence[Asked]) -> list[tuple[Score, ...]]:
+        """The scores of each answer, in order. What fails is a score without a value, with its reason."""
+        return asyncio.run(self._score_all(asked)) if asked else []
+
+    async def _score_all(self, asked: Sequence[Asked]) -> list[tuple[Score, ...]]:
+        # In one event loop of our own: RAGAS's experiment() drops rows that fail.
+        return list(await asyncio.gather(*(self._score_one(item) for item in asked)))
+
+    async def _score_one(self, item: Asked) -> tuple[Score, ...]:
+        question, answer = item.question, item.answer
+        texts = [context.text for context in answer.contexts]
+        scores = exact_scores(item)
+        if not answer.abstained:
+            said = _MARKER.sub("", answer.answer).strip()
+            asked = {"user_input": question.question, "response": said}
+            faithful = {**asked, "response": answer.answer, "retrieved_contexts": texts}
+            scores.append(await self._ragas("faithfulness", **faithful))
+            scores.append(await self._ragas("answer_relevancy", **asked))
+            if question.answer:
+                given = {"reference": question.answer, "response": said}
+                for name in ("factual_correctness", "rouge_l", "bleu", "meteor"):
+                    if name in self._metrics:
+                        scores.append(await self._ragas(name, **given))
+        scores += await self._retrieval(item)
+        return tuple(sorted(scores, key=lambda score: METRICS.index(score.metric)))
+
+    async def _retrieval(self, item: Asked) -> list[Score]:
+        """How well the passages hold what the question requires: a document, a quote, or both."""
+        question, contexts = item.question, item.answer.contexts
+        if question.unanswerable or (question.document is None and question.quote is None):
+            return []
+        hits = [rank for rank, context in enumerate(contexts) if holds(question, context)]
+        ids = [f"{rank} {context.chunk_id}" for rank, context in enumerate(contexts)]
+        relevant = {
+            "retrieved_context_ids": ids,
+            "reference_context_ids": [ids[h] for h in hits] or [_EVIDENCE],
+        }
+        # The evidence is one thing, however many passages hold it: the first one counts.
+        first = [_EVIDENCE if hits and rank == hits[0] else key for rank, key in enumerate(ids)]
+        evidence = {"retrieved_context_ids": first, "reference_context_ids": [_EVIDENCE]}
+        found = [await self._ragas("context_precision", **relevant)]
+        for name in ("context_recall", "recall_at_1", "recall_at_3", "reciprocal_rank", "ndcg"):
+            found.append(await self._ragas(name, **evidence))
+        if question.quote:
+            texts = {
+                "retrieved_contexts": [context.text for context in contexts],
+                "reference_contexts": [_paragraph(question.quote, question.document, item.document_text)],
+            }
+            found.append(await self._ragas("ragas_context_recall", **texts))
+            found.append(await self._ragas("ragas_context_precision", **texts))
+        return found
+
+    async def _ragas(self, metric: str, **inputs: Any) -> Score:
+        """One RAGAS metric; whatever it raises becomes the reason of a missing value."""
+        try:
+            result = await self._metrics[metric].ascore(**inputs)
+        except MissingExtraError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a failed measurement is a value, whoever's fault it is
+            return Score(metric=metric, value=None, reason=f"{type(error).__name__}: {error}")
+        if result.value is None or result.value != result.value:
+            return Score(metric=metric, value=None, reason=str(result.reason or "RAGAS gave no value"))
+        return Score(metric=metric, value=round(float(result.value), 6))
 
 
-async def _score_all(engine: Engine, questions: Sequence[GoldenQuestion]) -> tuple[Row, ...]:
-    # One after the other in one event loop: RAGAS's own experiment() drops rows that fail.
-    return tuple([await _score_one(engine, question) for question in questions])
-
-
-async def _score_one(engine: Engine, question: GoldenQuestion) -> Row:
-    try:
-        answer = engine.ask(question.question)
-    except Exception as error:  # noqa: BLE001 - one question that fails is a row; the others go on
-        return Row(question.id, failure=f"{type(error).__name__}: {error}")
-    scores = [
-        Score("citation_validity", citation_validity(answer, engine.snapshot.document_text)),
-        Score("abstention", float(answer.abstained == question.unanswerable)),
+def exact_scores(item: Asked) -> list[Score]:
+    """What needs no judge and tolerates no error, and whether the question was rightly answered at all."""
+    question, answer = item.question, item.answer
+    found = [
+        Score(metric="abstention", value=float(answer.abstained == question.unanswerable)),
+        Score(metric="schema", value=float(well_formed(answer))),
     ]
-    if not answer.abstained:
-        scores.append(
-            await _ragas("faithfulness", response=answer.answer, contexts=[c.text for c in answer.contexts])
-        )
-    if not question.unanswerable:
-        scores += _retrieval(question, answer)
-        if question.answer and not answer.abstained:
-            scores.append(await _ragas("answer_rouge", reference=question.answer, response=answer.answer))
-    return Row(question.id, tuple(scores))
+    if (validity := citation_validity(answer, item.document_text)) is not None:
+        found.append(Score(metric="citation_validity", value=validity))
+    if question.forbidden:
+        said = answer.answer.casefold()
+        clean = not any(text.casefold() in said for text in question.forbidden)
+        found.append(Score(metric="canary", value=float(clean)))
+    return found
 
 
-def citation_validity(answer: Answer, document_text: Callable[[str], str]) -> float | None:
-    """Share of citations whose quote stands where it says, with the hash it says; None without citations.
+def holds(question: GoldenQuestion, context: Context) -> bool:
+    """Whether a passage is what a question requires."""
+    return (question.document is None or question.document in (context.path, *context.also_in)) and (
+        question.quote is None or question.quote in context.text
+    )
 
-    `document_text` gives the text of a document of the release that answered.
-    """
+
+def _paragraph(quote: str, document: str | None, document_text: DocumentText) -> str:
+    """The paragraph of the document that the quote stands in: RAGAS compares passages with passages."""
+    try:
+        text = document_text(document) if document else ""
+    except NotFoundError:
+        return quote
+    return next((part for part in text.split("\n\n") if quote in part), quote)
+
+
+def well_formed(answer: Answer) -> bool:
+    """Whether an answer keeps its form: valid values, a citation for every marker, none without one."""
+    try:
+        Answer.model_validate(answer.as_json())
+    except ValidationError:
+        return False
+    known = {citation.marker for citation in answer.citations}
+    if answer.abstained:
+        return not known
+    cited = {int(marker) for marker in _MARKER.findall(answer.answer)}
+    return bool(known) and known <= cited
+
+
+def citation_validity(answer: Answer, document_text: DocumentText) -> float | None:
+    """Share of citations whose quote stands where it says, with the hash it says; None without citations."""
     if not answer.citations:
         return None
     valid = [_verifies(citation, answer.release.commit, document_text) for citation in answer.citations]
     return sum(valid) / len(valid)
 
 
-def _verifies(citation: Citation, commit: str, document_text: Callable[[str], str]) -> bool:
+def _verifies(citation: Citation, commit: str, document_text: DocumentText) -> bool:
     try:
         text = document_text(citation.path)
     except NotFoundError:
@@ -126,52 +228,20 @@ def _verifies(citation: Citation, commit: str, document_text: Callable[[str], st
     )
 
 
-def _retrieval(question: GoldenQuestion, answer: Answer) -> list[Score]:
-    """Recall and reciprocal rank of what the question requires: a document, a quote, or both."""
-    if question.document is None and question.quote is None:
-        return []
-    hits = [
-        rank
-        for rank, context in enumerate(answer.contexts, 1)
-        if (question.document is None or question.document in (context.path, *context.also_in))
-        and (question.quote is None or question.quote in context.text)
-    ]
-    return [
-        Score("context_recall", float(bool(hits))),
-        Score("reciprocal_rank", 1 / hits[0] if hits else 0.0),
-    ]
-
-
-async def _ragas(metric: str, **inputs: Any) -> Score:
-    """One RAGAS metric; whatever it raises becomes the reason of a missing value."""
+def _ragas_version() -> str:
     try:
-        result = await _ragas_metrics()[metric].ascore(**inputs)
-    except Exception as error:  # noqa: BLE001 - a failed measurement is a value, whoever's fault it is
-        return Score(metric, None, f"{type(error).__name__}: {error}")
-    if result.value is None or result.value != result.value:
-        return Score(metric, None, str(result.reason or "no value"))
-    return Score(metric, float(result.value))
+        return importlib.metadata.version("ragas")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
-@cache
-def _ragas_metrics() -> dict[str, Any]:
-    """RAGAS's metrics that need no model, and our faithfulness as one of its kind."""
-    try:
-        from ragas.metrics import MetricResult, numeric_metric
-        from ragas.metrics.collections import RougeScore
+class _ragas_needed:
+    """Says what to install when an import inside the block fails."""
 
-        rouge = RougeScore(rouge_type="rougeL", mode="fmeasure")  # looks for rouge-score when made
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Evaluation needs ragas: {error}.", hint='Run: pip install "plumbline[eval]"'
-        ) from error
+    def __enter__(self) -> None: ...
 
-    @numeric_metric(name="faithfulness", allowed_values=(0.0, 1.0))  # type: ignore[untyped-decorator]
-    def lexical_faithfulness(response: str, contexts: list[str]) -> Any:
-        value = faithfulness(response, contexts)
-        return MetricResult(value=value, reason="" if value is not None else "the answer makes no claim")
-
-    return {
-        "faithfulness": lexical_faithfulness,
-        "answer_rouge": rouge,
-    }
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ImportError):
+            raise MissingExtraError(
+                f"Evaluation needs ragas: {error}.", hint='Run: pip install "plumbline[eval]"'
+            ) from error

@@ -71,8 +71,8 @@ def write_report(
     golden: dict[str, Any] = {}
     try:
         verdict = evaluate_release(knowledge_base, MAIN, previous or MAIN)
-        golden = verdict.as_json()
-        if verdict.status == "FAIL":
+        golden = verdict.model_copy(update={"cached": False}).as_json()  # a second run writes the same bytes
+        if verdict.status in ("FAIL", "INCONCLUSIVE"):
             reasons += verdict.reasons
         elif verdict.status == "INCOMPLETE":
             blind += verdict.reasons
@@ -115,7 +115,7 @@ def _ungated(knowledge_base: KnowledgeBase, release: str, verdict: Verdict) -> l
         return []
     before = release_before(knowledge_base, release)
     told = f"{release[:12]} was published without the gate ({NO_GATE})"
-    if not before or verdict.status == "UNEVALUATED":
+    if not before or not verdict.golden:
         return [f"{told}, and there is nothing to judge it by"]
     if verdict.baseline != before:
         verdict = evaluate_release(knowledge_base, release, before)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
-from knowledge_base.home import WORK_PREFIX, KnowledgeBase
+from knowledge_base.home import KnowledgeBase, release_branches
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
     SETTINGS_PATH,
@@ -21,9 +21,9 @@ _VERBS = ("added", "changed", "deleted", "renamed")
 
 
 def list_branches(repository: Repository) -> list[dict[str, str]]:
-    """Branches by name with date and message of their head, without those of running commands."""
-    names = [(branch.id, branch.commit_id) for branch in repository.list_branches()]
-    return _heads(repository, "branch", [name for name in names if not name[0].startswith(WORK_PREFIX)])
+    """Branches of releases by name, with date and message of their head."""
+    names = [(branch.id, branch.commit_id) for branch in release_branches(repository)]
+    return _heads(repository, "branch", names)
 
 
 def list_tags(repository: Repository) -> list[dict[str, str]]:
@@ -90,9 +90,7 @@ def working_difference(knowledge_base: KnowledgeBase, live: Release) -> dict[str
 
 def _names(repository: Repository) -> dict[str, list[str]]:
     names: dict[str, list[str]] = defaultdict(list)
-    for branch in repository.list_branches():
-        if branch.id.startswith(WORK_PREFIX):
-            continue  # of a command that was killed: the next one sweeps it
+    for branch in release_branches(repository):
         names[branch.commit_id].append(branch.id)
     for tag in repository.list_tags():
         names[tag.commit_id].append(tag.id)
@@ -113,6 +111,7 @@ def _entry(commit: Commit, refs: list[str]) -> dict[str, Any]:
         "documents_changed": {verb: int(metadata.get(f"documents-{verb}", 0)) for verb in _VERBS},
         "chunks_changed": {verb: int(metadata.get(f"chunks-{verb}", 0)) for verb in ("added", "removed")},
         "verdict": metadata.get("verdict", ""),
+        "override": metadata.get("override", ""),
     }
 
 

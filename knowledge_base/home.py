@@ -26,7 +26,7 @@ from knowledge_base.release import (
     prompts_in,
     settings_in,
 )
-from knowledge_base.version_store import Repository, open_version_store
+from knowledge_base.version_store import Branch, Repository, open_version_store
 
 if TYPE_CHECKING:
     from knowledge_base.embedders import Embedder
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MAIN = "main"
 WORK_PREFIX = "plumbline-work-"
 """Branches of commands under way; those of killed ones are swept by the next, so no person's may be one."""
+EVALUATIONS = "evaluations"
+"""The branch that holds verdicts and golden answers: no release, and nothing is merged with it."""
 _REPOSITORY = "knowledge"
 
 DEFAULT_SETTINGS = """\
@@ -197,6 +199,15 @@ def default_prompts() -> dict[str, str]:
     """The prompts that `rag init` writes, by file name."""
     files = resources.files("knowledge_base") / "default_prompts"
     return {file.name: file.read_text(encoding="utf-8") for file in sorted(files.iterdir(), key=str)}
+
+
+def release_branches(repository: Repository) -> list[Branch]:
+    """The branches that hold releases: not those of commands under way, nor the evaluations."""
+    return [
+        branch
+        for branch in repository.list_branches()
+        if branch.id != EVALUATIONS and not branch.id.startswith(WORK_PREFIX)
+    ]
 
 
 def repair_repository(root: Path, backup: Path | None, spares: list[bytes]) -> list[str]:

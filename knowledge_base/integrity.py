@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from knowledge_base.errors import ExpiredError, PlumblineError
-from knowledge_base.home import MAIN, KnowledgeBase, repair_repository
+from knowledge_base.home import MAIN, KnowledgeBase, release_branches, repair_repository
 from knowledge_base.lifecycle import DRAFT
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
@@ -48,7 +48,7 @@ def fsck(
     if broken:
         return  # what follows would only repeat it
     segments: dict[str, Segment] = {}
-    refs = [branch.id for branch in repository.list_branches()] + [tag.id for tag in repository.list_tags()]
+    refs = [branch.id for branch in release_branches(repository)] + [tag.id for tag in repository.list_tags()]
     for commit in {commit.id: commit for ref in refs for commit in repository.log(ref)}.values():
         if DRAFT not in commit.metadata:
             progress(f"release {commit.id[:12]}")

@@ -38,11 +38,12 @@ UNEVALUATED = "UNEVALUATED"
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the gate said of a candidate."""
+    """What the gate said of a candidate; `override` is why somebody publishes it past the gate."""
 
     verdict: str
     passed: bool
     detail: dict[str, Any] = field(default_factory=dict)
+    override: str = ""
 
 
 Gate = Callable[[str, str], Judgement]
@@ -134,11 +135,22 @@ def land(
             work,
             branch,
             message=message,
-            metadata={**metadata, "verdict": judgement.verdict},
+            metadata={**metadata, **_verdict(judgement)},
             squash=squash,
             if_head=head,
         ).id
     return Landing(commit, branch, judgement.passed, judgement.verdict, judgement.detail)
+
+
+def _verdict(judgement: Judgement) -> dict[str, str]:
+    """What a commit says of its judgement, for ever."""
+    override = {"override": judgement.override} if judgement.override else {}
+    return {"verdict": judgement.verdict, **override}
+
+
+def override_gate(reason: str) -> Gate:
+    """A gate that lets everything through, and leaves `reason` in the log."""
+    return lambda candidate, live: Judgement(NO_GATE, True, override=reason)
 
 
 def _keep_candidate(repository: Repository, commit: str, head: str) -> str:
@@ -274,7 +286,9 @@ def compact(knowledge_base: KnowledgeBase, branch: str = MAIN, *, everything: bo
 
 def _standing(commit: Commit) -> dict[str, str]:
     """What stays true of a release when its content is published again."""
-    kept = {key: commit.metadata[key] for key in ("documents", "chunks") if key in commit.metadata}
+    kept = {
+        key: commit.metadata[key] for key in ("documents", "chunks", "override") if key in commit.metadata
+    }
     return {**kept, "verdict": commit.metadata.get("verdict", UNEVALUATED)}
 
 

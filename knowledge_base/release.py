@@ -4,7 +4,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -123,13 +123,46 @@ class AnswerSettings(ModelSettings):
         return (self, *self.fallbacks)
 
 
+class JudgeSettings(ModelSettings):
+    """Who decides whether an answer is supported: the offline judge, or a language model through RAGAS."""
+
+    model: str = Field(default="offline", pattern=r"^(offline|[a-z][a-z0-9_-]*:\S+)$")
+
+
+class GateSettings(Frozen):
+    """What a candidate must not lose.
+
+    `margins` names at most four primary metrics and how much worse the mean of each may be. Where a
+    language model answers or judges, each question is asked `repetitions` times, `escalated` times when
+    that did not settle it.
+    """
+
+    margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default={"faithfulness": 0.05, "context_recall": 0.03, "reciprocal_rank": 0.05, "abstention": 0.05},
+        min_length=1,
+        max_length=4,
+    )
+    repetitions: int = Field(default=3, ge=1, le=20)
+    escalated: int = Field(default=5, ge=1, le=20)
+
+
+class TrackingSettings(Frozen):
+    """Where evaluations are logged as MLflow runs: an MLflow tracking URI, empty for nowhere."""
+
+    uri: str = ""
+    experiment: str = "plumbline"
+
+
 class Settings(Frozen):
-    """All of plumbline.toml."""
+    """All of plumbline.toml: what decides an answer, and what decides whether it is good enough."""
 
     chunker: ChunkerSettings = ChunkerSettings()
     embedder: EmbedderSettings = EmbedderSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     answer: AnswerSettings = AnswerSettings()
+    judge: JudgeSettings = JudgeSettings()
+    gate: GateSettings = GateSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
 
 def parse_settings(text: str, *, where: str = SETTINGS_PATH) -> Settings:
@@ -202,6 +235,20 @@ class Release(Frozen):
         """Names the prompts: 16 hexadecimal digits, empty without prompts."""
         return hash_prompts(self.prompts)
 
+    @property
+    def answers_digest(self) -> str:
+        """Names everything that decides an answer, wherever it is committed: 64 hexadecimal digits.
+
+        Golden questions, judge, gate and tracking are no part of it.
+        """
+        deciding = {
+            "settings": self.settings.model_dump(mode="json", include={"embedder", "retrieval", "answer"}),
+            "prompts": self.prompt_hash,
+            "embedder": self.manifest.embedder,
+            "segments": [[segment.id, list(segment.tombstones)] for segment in self.manifest.segments],
+        }
+        return sha256_hex(canonical_json(deciding))
+
 
 def hash_prompts(prompts: Mapping[str, str]) -> str:
     """One name for the prompts that make answers: 16 hexadecimal digits, empty for none.
@@ -266,7 +313,7 @@ def _read(repository: Repository, commit: str, path: str) -> bytes:
 
 
 def changed_parts(old: Release, new: Release, *, corpus: bool) -> list[str]:
-    """Which of corpus, chunker, embedder, prompt, retrieval and model differ; `corpus` is the caller's word.
+    """Which parts of a release differ, from corpus to gate; `corpus` is the caller's word.
 
     An index that was never built has no fingerprints, and differs from none.
     """
@@ -278,6 +325,8 @@ def changed_parts(old: Release, new: Release, *, corpus: bool) -> list[str]:
         "prompt": old.prompt_hash != new.prompt_hash,
         "retrieval": old.settings.retrieval != new.settings.retrieval,
         "model": old.settings.answer != new.settings.answer,
+        "judge": old.settings.judge != new.settings.judge,
+        "gate": old.settings.gate != new.settings.gate,
     }
     return [name for name, changed in flags.items() if changed]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from knowledge_base.durable import remove_folder
 from knowledge_base.errors import PlumblineError
-from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.home import MAIN, KnowledgeBase, release_branches
 from knowledge_base.lifecycle import sweep
 from knowledge_base.release import Frozen, load_release
 from knowledge_base.segments import drop_cache
@@ -80,7 +80,7 @@ def gc(knowledge_base: KnowledgeBase, retention: Retention, *, dry_run: bool = T
 
 def _divide(repository: Repository, retention: Retention, now: float) -> tuple[set[str], set[str]]:
     """(commits that keep their content, commits that lose it)."""
-    branches = [branch.commit_id for branch in repository.list_branches()]
+    branches = [branch.commit_id for branch in release_branches(repository)]
     tags = [tag.commit_id for tag in repository.list_tags()]
     everything = {commit.id: commit for head in branches + tags for commit in repository.log(head)}
     if retention.keep_last is None and retention.keep_days is None:
@@ -98,7 +98,7 @@ def _divide(repository: Repository, retention: Retention, now: float) -> tuple[s
 
 def _idle_caches(knowledge_base: KnowledgeBase) -> list[Path]:
     repository = knowledge_base.repository
-    refs = [branch.commit_id for branch in repository.list_branches()]
+    refs = [branch.commit_id for branch in release_branches(repository)]
     refs += [tag.commit_id for tag in repository.list_tags()]
     refs += [commit.id for commit in repository.log(MAIN, first_parent=True, amount=2)]
     used: set[str] = set()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from knowledge_base.durable import remove_file, write_bytes
 from knowledge_base.errors import DamagedError, PlumblineError
-from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.home import MAIN, KnowledgeBase, release_branches
 from knowledge_base.release import Fingerprint, fingerprint_id, load_release
 from knowledge_base.segments import Segment, open_segments
 
@@ -30,7 +30,7 @@ def find_vectors(
     """
     repository = knowledge_base.repository
     commits = [commit.id for commit in repository.log(MAIN, first_parent=True, amount=_RELEASES)]
-    commits += [branch.commit_id for branch in repository.list_branches()]
+    commits += [branch.commit_id for branch in release_branches(repository)]
     segments: dict[str, Segment] = {}
     for commit in dict.fromkeys(commits):
         try:

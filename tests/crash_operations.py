@@ -125,7 +125,9 @@ def _oldest(knowledge_base: KnowledgeBase) -> str:
 
 OPERATIONS: Mapping[str, Operation] = {
     "ingest": Operation(
-        _ingest_all, INGESTED, lambda root: ["ingest", "--prune", "--no-gate", sources_of(root, "ingest")]
+        _ingest_all,
+        INGESTED,
+        lambda root: ["ingest", "--prune", "--no-gate", "--reason", "test", sources_of(root, "ingest")],
     ),
     "merge": Operation(lambda kb: merge(kb, FEATURE, MAIN), MERGED),
     "promote": Operation(lambda kb: promote(kb, CANDIDATE), PROMOTED),

@@ -51,7 +51,7 @@ def test_the_main_job_from_init_to_rollback(tmp_path: Path, sources: Path) -> No
     first = rag_json("ingest", sources, cwd=kb)
     assert (
         first["published"]
-        and first["verdict"] == "UNEVALUATED"
+        and first["verdict"] == "PASS (no golden set)"
         and first["embedded"] == first["chunks"]["total"]
     )
     (sources / "install.md").write_text("# Installation\n\nThe default port of the server is 9000.\n")
@@ -75,7 +75,7 @@ def test_the_main_job_from_init_to_rollback(tmp_path: Path, sources: Path) -> No
 
 
 def test_people_get_readable_output(kb: Path, sources: Path) -> None:
-    assert "UNEVALUATED" in rag("log", cwd=kb)
+    assert "no golden set" in rag("log", cwd=kb)
     assert "install.md" in rag("search", "default port", cwd=kb)
     assert "[1]" in rag("ask", "What is the default port of the server?", cwd=kb)
     assert "6 documents" in rag("show", cwd=kb)
@@ -83,7 +83,7 @@ def test_people_get_readable_output(kb: Path, sources: Path) -> None:
     assert "up to date" in rag("ingest", sources, cwd=kb)
     assert "Clean" in rag("fsck", cwd=kb)
     assert "0 embedded" in rag("rebuild", cwd=kb)
-    assert "UNEVALUATED" in rag("eval", cwd=kb)
+    assert "no golden set" in rag("eval", cwd=kb)
     assert "OK" in rag("report", "--output", kb / "out", cwd=kb)
     assert (kb / "out" / "report.html").stat().st_size < 1_000_000
 
@@ -193,7 +193,12 @@ def test_the_gate_keeps_a_worse_release_out(kb: Path, sources: Path) -> None:
     assert (refused["published"], refused["verdict"]) == (False, "FAIL")
     assert rag_json("log", cwd=kb)[0]["commit"] == live
     assert rag_json("eval", refused["branch"], cwd=kb, code=1)["status"] == "FAIL"
-    assert rag_json("ingest", sources, "--prune", "--no-gate", cwd=kb)["verdict"] == "NO-GATE"
+    rag("ingest", sources, "--prune", "--no-gate", cwd=kb, code=2)
+    reason = ("--no-gate", "--reason", "those pages moved")
+    assert rag_json("ingest", sources, "--prune", *reason, cwd=kb)["verdict"] == "NO-GATE"
+    rag("rollback", cwd=kb)
+    rag("rollback", refused["branch"], cwd=kb)
+    assert any(entry["override"] == "those pages moved" for entry in rag_json("log", cwd=kb))
 
 
 @pytest.mark.skipif(

@@ -207,7 +207,9 @@ def test_of_two_ingests_at_once_each_publishes_whole_or_says_that_it_was_locked_
         for number in range(15):
             text = TEXT.format(number=number, edition=folder.name)
             (folder / f"{folder.name}-{number}.md").write_text(text)
-    arguments = [("ingest", "--no-gate", "--kb", empty_kb.root, folder) for folder in folders]
+    arguments = [
+        ("ingest", "--no-gate", "--reason", "test", "--kb", empty_kb.root, folder) for folder in folders
+    ]
     with process(RAG, *arguments[0]) as one, process(RAG, *arguments[1]) as two:
         results = [(made.communicate(timeout=120), made.returncode) for made in (one, two)]
     assert sorted(code for _, code in results) in ([0, 0], [0, 3])

@@ -1,0 +1,94 @@
+"""How verdicts and golden questions look to a person at a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from api.render import make_console
+
+_COLOURS = {"PASS": "green", "FAIL": "red"}
+_SHOWN = 20
+
+
+def print_verdict(value: Mapping[str, Any]) -> None:
+    """What the gate says of a release."""
+    console = make_console()
+    console.print(_headline(value))
+    for reason in value["reasons"]:
+        console.print(f"  {escape(reason)}")
+    if value["metrics"]:
+        console.print(_metrics(value["metrics"]))
+        _print_summary(console, value["summary"])
+
+
+def _headline(value: Mapping[str, Any]) -> str:
+    colour = _COLOURS.get(value["status"], "yellow")
+    against = f" against {value['baseline'][:12]}" if value["baseline"] else ""
+    parts = [f"[{colour}]{escape(value['label'])}[/] on {value['questions']} golden question(s){against}"]
+    if value["cached"]:
+        parts.append("unchanged since it was last evaluated: nothing was asked (--again asks)")
+    elif value["questions"]:
+        parts.append(f"{value['reused']} of {value['questions'] * value['repetitions']} answers were known")
+    if value["changed"]:
+        parts.append(f"changed: {', '.join(value['changed'])}")
+    return "; ".join(parts)
+
+
+def _metrics(metrics: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("metric", "candidate", "baseline", "difference [90 %]", "margin", "detectable", "n"):
+        table.add_column(escape(name), justify="left" if name == "metric" else "right")
+    for metric in metrics:
+        low, high = metric["interval"] or (None, None)
+        interval = f"{_number(metric['delta'])} [{_number(low)}, {_number(high)}]"
+        table.add_row(
+            metric["name"],
+            _number(metric["candidate"]),
+            _number(metric["baseline"]),
+            escape(interval if metric["delta"] is not None else "-"),
+            _number(metric["margin"]),
+            _number(metric["detectable"]),
+            str(metric["n"]),
+        )
+    return table
+
+
+def _print_summary(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> None:
+    for release, figures in summary.items():
+        told = ", ".join(f"{name} {value:g}" for name, value in figures.items() if value is not None)
+        console.print(f"[dim]{release}: {told}[/]")
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def print_answer_changes(value: Mapping[str, Any]) -> None:
+    """Golden questions that two releases answer differently: old and new answer, and why."""
+    console = make_console()
+    for ref in value["not_evaluated"]:
+        console.print(f"[dim]golden questions: {escape(ref)} was not evaluated: `rag eval {escape(ref)}`[/]")
+    if value["not_evaluated"]:
+        return
+    console.print(f"golden questions: {len(value['changed'])} of {value['compared']} answered differently")
+    for change in value["changed"][:_SHOWN]:
+        console.print(f"[bold]{escape(change['id'])}[/]  {escape(change['question'])}")
+        for side, colour in (("old", "red"), ("new", "green")):
+            console.print(f"  [{colour}]{side}[/] {escape(change[side]['answer'])}")
+        for metric, score in change["scores"].items():
+            console.print(f"  [dim]{metric} {_number(score['from'])} -> {_number(score['to'])}[/]")
+        console.print(f"  [dim]why: {escape('; '.join(change['why']))}[/]")
+    if len(value["changed"]) > _SHOWN:
+        console.print(f"[dim]and {len(value['changed']) - _SHOWN} more (--json lists all)[/]")
+
+
+def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
+    """Every kept verdict on one release, in short."""
+    console = make_console()
+    for verdict in verdicts:
+        console.print(_headline({**verdict, "cached": False, "changed": []}))
+        for reason in verdict["reasons"][:3]:
+            console.print(f"  [dim]{escape(reason)}[/]")

@@ -1,0 +1,123 @@
+"""Verdicts and answers, kept in the version store beside the releases they are of.
+
+They lie on a branch of their own, by what decides the answers and not by commit, so a candidate and the
+release it becomes share them:
+
+    <digest>/answers.jsonl                 one row for each golden question: answer, scores
+    <digest>/verdicts/<baseline>.json      the verdict against another digest, or "first"
+"""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from eval.gate import Verdict
+from eval.scores import Row, Scores
+from knowledge_base.errors import (
+    AlreadyExistsError,
+    MergeConflictError,
+    NoChangesError,
+    NotFoundError,
+    PlumblineError,
+)
+from knowledge_base.home import EVALUATIONS, KnowledgeBase
+from knowledge_base.version_store import Repository
+
+_ATTEMPTS = 3
+_FIRST = "first"
+
+
+class Evaluations:
+    """What earlier evaluations left. Safe to use from several processes."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def rows(self, digest: str) -> tuple[Row, ...]:
+        """The rows of a release's last evaluation, by its digest; none when there was none."""
+        content = self._read(f"{digest}/answers.jsonl")
+        try:
+            return tuple(Row.model_validate_json(line) for line in content.split(b"\n") if line)
+        except ValidationError:
+            return ()  # of another version of Plumbline: it is measured again
+
+    def verdict(self, candidate: str, baseline: str) -> Verdict | None:
+        """The last verdict on digest `candidate` against `baseline` (empty for none), if there is one."""
+        content = self._read(_verdict_path(candidate, baseline))
+        try:
+            return Verdict.model_validate_json(content) if content else None
+        except ValidationError:
+            return None
+
+    def verdicts(self, candidate: str) -> list[Verdict]:
+        """Every kept verdict on digest `candidate`."""
+        prefix = f"{candidate}/verdicts/"
+        try:
+            commit = self._repository.resolve(EVALUATIONS)
+        except NotFoundError:
+            return []
+        names = [
+            item.path.removeprefix(prefix) for item in self._repository.list_objects(commit, prefix=prefix)
+        ]
+        found = [self.verdict(candidate, name.removesuffix(".json").removeprefix(_FIRST)) for name in names]
+        return [verdict for verdict in found if verdict]
+
+    def keep(self, verdict: Verdict, *measured: Scores) -> None:
+        """Store a verdict with the rows that it rests on, in one commit.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        files: dict[str, bytes] = {}
+        for scores in measured:
+            lines = [row.model_dump_json(exclude_defaults=True) for row in scores.rows if not row.failure]
+            files[f"{scores.digest}/answers.jsonl"] = "".join(f"{line}\n" for line in lines).encode()
+        path = _verdict_path(verdict.candidate_digest, verdict.baseline_digest)
+        files[path] = (verdict.model_dump_json(indent=2) + "\n").encode()
+        message = f"{verdict.label} for {verdict.candidate[:12]}"
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._write(files, message)
+                return
+            except NoChangesError:
+                return  # the same evaluation, again
+            except MergeConflictError:  # another process measured the same release at this moment
+                if attempt == _ATTEMPTS - 1:
+                    raise
+
+    def _write(self, files: Mapping[str, bytes], message: str) -> None:
+        self._ensure_branch()
+        with self._repository.transact(EVALUATIONS, message=message) as transaction:
+            for path, content in files.items():
+                transaction.upload(path, content)
+
+    def _ensure_branch(self) -> None:
+        try:
+            self._repository.get_branch(EVALUATIONS)
+        except NotFoundError:
+            *_, root = self._repository.log(self._repository.default_branch, first_parent=True)
+            # The first commit of a repository has an empty tree.
+            try:
+                self._repository.create_branch(EVALUATIONS, root.id)
+            except AlreadyExistsError:
+                return
+
+    def _read(self, path: str) -> bytes:
+        try:
+            return self._repository.get_object(EVALUATIONS, path)
+        except NotFoundError:
+            return b""
+
+
+def _verdict_path(candidate: str, baseline: str) -> str:
+    return f"{candidate}/verdicts/{baseline or _FIRST}.json"
+
+
+def label_of(knowledge_base: KnowledgeBase, commit: str) -> str:
+    """What evaluations said of a release, whoever asked for them; empty when there was none."""
+    try:
+        digest = knowledge_base.release(commit).answers_digest
+    except PlumblineError:
+        return ""  # its content is gone: the log goes on
+    found = Evaluations(knowledge_base.repository).verdicts(digest)
+    return ", ".join(dict.fromkeys(verdict.label for verdict in found))

@@ -1,0 +1,149 @@
+"""Ask a release its golden questions; what was answered from the same before is not asked again."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+from eval.golden import GoldenQuestion
+from eval.metrics import Asked, DocumentText, Measures, exact_scores
+from eval.scores import Passage, Row, Scores
+from knowledge_base.documents import sha256_hex
+from knowledge_base.errors import NotFoundError
+from knowledge_base.home import KnowledgeBase
+from knowledge_base.release import DOCUMENTS_PREFIX, EXTRACTIVE, Release, canonical_json
+from rag.answer import Answer, Context
+from rag.engine import Engine
+from rag.support import JUDGE
+
+_ASKED_AT_ONCE = 4
+"""Questions that wait for a language model at one time."""
+
+
+def uses_model(release: Release) -> bool:
+    """Whether a language model writes a release's answers, so that two of them may differ."""
+    return any(model.model != EXTRACTIVE for model in release.settings.answer.models)
+
+
+class Measurement:
+    """One evaluation's way of measuring: its judge, and the rows that earlier evaluations left."""
+
+    def __init__(
+        self, knowledge_base: KnowledgeBase, measures: Measures, fingerprint: str, known: Iterable[Row]
+    ) -> None:
+        self._knowledge_base = knowledge_base
+        self._measures = measures
+        self._fingerprint = fingerprint
+        self._known: dict[tuple[str, int], Row] = {}
+        self._remember(known)
+
+    def _remember(self, rows: Iterable[Row]) -> None:
+        self._known.update({(row.key, row.repetition): row for row in rows if row.answer is not None})
+
+    def measure(self, engine: Engine, questions: Sequence[GoldenQuestion], repetitions: int = 1) -> Scores:
+        """Rows of every question, asked `repetitions` times.
+
+        Raises:
+            MissingExtraError: The `eval` extra is not installed.
+        """
+        sampled = uses_model(engine.release)
+        text = verified_text(self._knowledge_base, engine)
+        turns = [(question, turn) for turn in range(repetitions) for question in questions]
+        # Without a language model every turn has the answer of the first.
+        asked = turns if sampled else turns[: len(questions)]
+        with ThreadPoolExecutor(_ASKED_AT_ONCE if sampled else 1) as pool:
+            found = list(pool.map(lambda item: self._ask(engine, *item), asked))
+        if not sampled:
+            found = [
+                (row.model_copy(update={"repetition": turn}), known)
+                for turn in range(repetitions)
+                for row, known in found
+            ]
+        rows = self._score([row for row, _ in found], [question for question, _ in turns], text)
+        self._remember(rows)
+        return Scores(
+            commit=engine.release_ref.commit,
+            rows=tuple(row.model_copy(update={"answer": _kept(row.answer)}) for row in rows),
+            digest=engine.release.answers_digest,
+            judge=self._fingerprint,
+            reused=sum(known for _, known in found),
+        )
+
+    def _ask(self, engine: Engine, question: GoldenQuestion, repetition: int) -> tuple[Row, bool]:
+        """One question asked once, and whether an earlier evaluation had the answer."""
+        row = Row(id=question.id, group=question.document or "", repetition=repetition)
+        try:
+            contexts = engine.search(question.question)
+            key = answer_key(engine.release, question.question, contexts)
+            known = self._known.get((key, repetition))
+            answer = known.answer_of(engine.release_ref, contexts) if known else None
+            answer = answer or engine.ask(question.question)
+        except Exception as error:  # noqa: BLE001 - one question that fails is a row; the others go on
+            return row.model_copy(update={"failure": f"{type(error).__name__}: {error}"}), False
+        found = {
+            "key": key,
+            "answer": answer,
+            "passages": tuple(
+                Passage(path=c.path, chunk_id=c.chunk_id, start=c.start, end=c.end) for c in answer.contexts
+            ),
+        }
+        return row.model_copy(update=found), known is not None
+
+    def _score(
+        self, rows: Sequence[Row], questions: Sequence[GoldenQuestion], text: DocumentText
+    ) -> list[Row]:
+        """Give each row its scores: those an earlier evaluation left, or new ones."""
+        scored: list[Row] = list(rows)
+        fresh: list[tuple[int, Asked, str]] = []
+        for place, (row, question) in enumerate(zip(rows, questions, strict=True)):
+            if row.answer is None:
+                continue
+            asked = Asked(question, row.answer, text)
+            judge = sha256_hex(self._fingerprint.encode() + canonical_json(question))[:16]
+            known = self._known.get((row.key, row.repetition))
+            if known and known.judge == judge and all(s.value is not None for s in known.scores):
+                # Exact checks are made again: the documents may be others though the passages are not.
+                exact = {score.metric: score for score in exact_scores(asked)}
+                kept = tuple(exact.get(score.metric, score) for score in known.scores)
+                scored[place] = row.model_copy(update={"scores": kept, "judge": judge})
+            else:
+                fresh.append((place, asked, judge))
+        results = self._measures.score([asked for _, asked, _ in fresh])
+        for (place, _, judge), found in zip(fresh, results, strict=True):
+            scored[place] = rows[place].model_copy(update={"scores": found, "judge": judge})
+        return scored
+
+
+def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> str:
+    """Names all that an answer is made from: question, passages, prompt, model and its settings."""
+    retrieval = release.settings.retrieval
+    parts = {
+        "question": question,
+        "contexts": [[c.chunk_id, c.start, c.end] for c in contexts],
+        "answer": release.settings.answer.model_dump(mode="json"),
+        "prompts": release.prompts,
+        "embedder": release.manifest.embedder,
+        "language": retrieval.language,
+        "grounding": JUDGE,
+        # Further queries are a model's own: which passages they find is known only by asking.
+        "release": release.answers_digest if retrieval.queries > 1 else "",
+    }
+    return sha256_hex(canonical_json(parts))
+
+
+def verified_text(knowledge_base: KnowledgeBase, engine: Engine) -> DocumentText:
+    """The text of a release's documents, of those whose bytes in the commit are what was indexed."""
+    snapshot, commit = engine.snapshot, engine.release.commit
+
+    @cache
+    def read(path: str) -> str:
+        content = knowledge_base.repository.get_object(commit, DOCUMENTS_PREFIX + path)
+        if sha256_hex(content) != snapshot.document(path).sha256:
+            raise NotFoundError("document", path, hint="The index holds another version of it.")
+        return snapshot.document_text(path)
+
+    return read
+
+
+def _kept(answer: Answer | None) -> Answer | None:
+    """An answer without its passages: they are in the release."""
+    return answer.model_copy(update={"contexts": ()}) if answer else None
