@@ -15,6 +15,7 @@ from api.cli_common import (
     open_knowledge_base,
     print_json,
 )
+from api.cli_golden import app as golden
 from api.cli_ingest import app as ingesting
 from api.cli_prompts import app as prompts
 from api.cli_versions import app as versions
@@ -194,5 +195,6 @@ def serve(
 
 app.add_typer(ingesting)
 app.add_typer(asking)
+app.add_typer(golden, name="golden")
 app.add_typer(prompts, name="prompt")
 app.add_typer(versions)

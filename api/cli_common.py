@@ -85,5 +85,5 @@ def kept_out(candidate: "IngestResult | Landing", as_json: bool) -> NoReturn:
     raise CheckFailedError(
         f"The gate kept it out of main: {reasons}.",
         hint=f"It waits on branch {candidate.branch!r}: `rag diff main {candidate.branch}` compares, "
-        f"`rag promote {candidate.branch} --no-gate` publishes it all the same.",
+        f"`rag promote {candidate.branch} --no-gate --reason ...` publishes it all the same.",
     )

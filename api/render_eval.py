@@ -92,3 +92,22 @@ def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
         console.print(_headline({**verdict, "cached": False, "changed": []}))
         for reason in verdict["reasons"][:3]:
             console.print(f"  [dim]{escape(reason)}[/]")
+
+
+def print_golden(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Golden questions with their state and where they come from."""
+    console = make_console()
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("state", "id", "question", "document", "source"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        reason = f" [yellow]{escape(row['reason'])}[/]" if row["reason"] else ""
+        colour = {"approved": "green", "stale": "yellow"}.get(row["state"], "dim")
+        table.add_row(
+            f"[{colour}]{row['state']}[/]",
+            escape(row["id"]),
+            escape(row["question"]) + reason,
+            escape(row["document"] or ("unanswerable" if row["unanswerable"] else "-")),
+            escape(row["source"]),
+        )
+    console.print(table if rows else "None.")

@@ -7,7 +7,7 @@ import weakref
 from collections import OrderedDict
 from contextlib import AbstractContextManager
 
-from knowledge_base.home import MAIN, WORK_PREFIX, KnowledgeBase
+from knowledge_base.home import MAIN, KnowledgeBase, release_branches
 from knowledge_base.segments import Segment
 from rag.engine import Engine
 

@@ -88,13 +88,13 @@ class Measures:
         """The language model that judges; None for the offline judge."""
         if self._settings.model == OFFLINE:
             return None
-        with _ragas_needed():
+        with ragas_needed():
             from eval.ragas_judge import ChatJudge
         return ChatJudge(self._settings)
 
     @cached_property
     def _metrics(self) -> Mapping[str, Any]:
-        with _ragas_needed():
+        with ragas_needed():
             from eval.ragas_metrics import build_metrics
         return build_metrics(self._embedder, self.judge)
 
@@ -235,7 +235,7 @@ def _ragas_version() -> str:
         return ""
 
 
-class _ragas_needed:
+class ragas_needed:
     """Says what to install when an import inside the block fails."""
 
     def __enter__(self) -> None: ...

@@ -21,6 +21,9 @@ class ChatJudge(InstructorBaseRagasLLM):
     RAGAS's prompts carry the schema of the reply, so no provider needs a structured-output mode.
     """
 
+    is_async = True
+    """RAGAS's generators ask for it."""
+
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._model = LanguageModel(settings)

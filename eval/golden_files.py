@@ -1,0 +1,156 @@
+"""Golden rows in the working copy: read, added, imported, reviewed; `rag ingest` commits them."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from eval.golden import GoldenQuestion, State, format_rows, parse_golden, parse_rows
+from knowledge_base.documents import sha256_hex
+from knowledge_base.durable import write_bytes
+from knowledge_base.errors import NotFoundError, SettingsError, SourceError
+from knowledge_base.home import KnowledgeBase
+from knowledge_base.release import GOLDEN_PREFIX
+
+_ALIASES = {
+    # RAGAS's names, and those of its older data sets
+    "user_input": "question",
+    "reference": "answer",
+    "ground_truth": "answer",
+    "reference_contexts": "quote",
+}
+_TRUE = {"1", "true", "yes"}
+
+
+class GoldenFiles:
+    """The golden/*.jsonl of a knowledge base on disk."""
+
+    def __init__(self, knowledge_base: KnowledgeBase) -> None:
+        self._root = knowledge_base.root
+        self._knowledge_base = knowledge_base
+
+    def rows(self) -> list[GoldenQuestion]:
+        """Every row, in the order of the files. Raises SettingsError."""
+        texts = self._texts()
+        parse_golden(texts.items())  # an id that occurs twice is refused
+        return [row for path, text in texts.items() for row in parse_rows(path, text)]
+
+    def add(self, rows: Iterable[GoldenQuestion], name: str) -> list[GoldenQuestion]:
+        """Append rows to golden/`name`.jsonl, without those whose question is already asked.
+
+        Returns the rows that were added, with an id and the hash of their quote.
+
+        Raises:
+            SettingsError: A golden file cannot be read, or an id is taken.
+            StorageError: The disk refused.
+        """
+        known = self.rows()
+        asked, ids = {_plain(row.question) for row in known}, {row.id for row in known}
+        added: list[GoldenQuestion] = []
+        for row in rows:
+            if _plain(row.question) in asked:
+                continue
+            if row.id in ids:
+                raise SettingsError(f"The golden id {row.id!r} is taken.", hint="Choose another one.")
+            asked.add(_plain(row.question))
+            ids.add(row.id)
+            added.append(row.hashed())
+        if added:
+            path = f"{GOLDEN_PREFIX}{name}.jsonl"
+            before = self._texts().get(path, "")
+            before += "\n" if before and not before.endswith("\n") else ""
+            self._write(path, before + format_rows(added))
+        return added
+
+    def set_state(self, ids: Sequence[str], state: State) -> list[GoldenQuestion]:
+        """Give rows another state, where they stand. Raises NotFoundError, SettingsError, StorageError."""
+        missing = sorted(set(ids) - {row.id for row in self.rows()})
+        if missing:
+            raise NotFoundError("golden question", missing[0], hint="`rag golden list` lists them.")
+        changed = []
+        for path, text in self._texts().items():
+            rows = parse_rows(path, text)
+            new = [row.model_copy(update={"state": state}) if row.id in ids else row for row in rows]
+            if new != rows:
+                self._write(path, format_rows(new))
+            changed += [row for row in new if row.id in ids]
+        return changed
+
+    def _texts(self) -> dict[str, str]:
+        files = self._knowledge_base.working_files()
+        return {path: content.decode() for path, content in files.items() if path.startswith(GOLDEN_PREFIX)}
+
+    def _write(self, path: str, text: str) -> None:
+        write_bytes(self._root / path, text.encode())
+
+
+def read_import(path: Path, state: State) -> list[GoldenQuestion]:
+    """Rows of a CSV or JSONL file, with our column names or RAGAS's.
+
+    Raises:
+        SourceError: The file cannot be read.
+        SettingsError: A row is not a golden question; the message names the row and the column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{path} cannot be read: {error}.", hint="Name a CSV or JSONL file in UTF-8."
+        ) from error
+    if path.suffix.lower() == ".csv":
+        records: list[tuple[int, Any]] = list(enumerate(csv.DictReader(io.StringIO(text)), 2))
+    else:
+        records = [(number, _json(line, path, number)) for number, line in _lines(text)]
+    return [_row(record, f"{path.name} line {number}", path.stem, state) for number, record in records]
+
+
+def _lines(text: str) -> Iterable[tuple[int, str]]:
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _json(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SettingsError(
+            f"{path.name} line {number}: not JSON: {error}.", hint="One JSON object a line."
+        ) from error
+
+
+def _row(record: Mapping[str, Any], where: str, name: str, state: State) -> GoldenQuestion:
+    values: dict[str, Any] = {"state": state, "source": f"import {name}"}
+    for key, value in record.items():
+        if value in (None, "", []):
+            continue
+        column = _ALIASES.get(key, key)
+        if column == "quote" and isinstance(value, list):
+            value = value[0]
+        if column in ("tags", "forbidden") and isinstance(value, str):
+            value = [part.strip() for part in value.split(";") if part.strip()]
+        if column == "unanswerable" and isinstance(value, str):
+            value = value.strip().lower() in _TRUE
+        values[column] = value
+    values.setdefault("id", make_id(str(values.get("question", ""))))
+    try:
+        return GoldenQuestion.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(
+            f"{where}: {'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}.",
+            hint=f"Columns: {', '.join(GoldenQuestion.model_fields)}, or RAGAS's {', '.join(_ALIASES)}.",
+        ) from error
+
+
+def make_id(question: str) -> str:
+    """An id for a question: its first words and a hash."""
+    words = re.findall(r"[a-z0-9]+", question.lower())[:6]
+    return "-".join([*words, sha256_hex(_plain(question).encode())[:8]])
+
+
+def _plain(question: str) -> str:
+    return " ".join(question.casefold().split())
