@@ -4,13 +4,17 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eval.golden import GoldenQuestion
 from eval.metrics import Asked, DocumentText, Measures, exact_scores
 from eval.scores import Passage, Row, Scores
 from knowledge_base.documents import sha256_hex
+from knowledge_base.embedders import Embedder, Progress
 from knowledge_base.errors import NotFoundError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import DOCUMENTS_PREFIX, EXTRACTIVE, Release, canonical_json
+from knowledge_base.release import DOCUMENTS_PREFIX, EXTRACTIVE, Release, canonical_json, fingerprint_id
 from rag.answer import Answer, Context
 from rag.engine import Engine
 from rag.support import JUDGE
@@ -24,6 +28,24 @@ def uses_model(release: Release) -> bool:
     return any(model.model != EXTRACTIVE for model in release.settings.answer.models)
 
 
+class Remembering:
+    """An embedder that embeds a text once: the sentences of two releases are mostly the same."""
+
+    def __init__(self, embedder: Embedder, vectors: dict[str, NDArray[np.float32]]) -> None:
+        self._embedder = embedder
+        self._vectors = vectors
+        self.dimension, self.max_tokens = embedder.dimension, embedder.max_tokens
+        self.fingerprint = embedder.fingerprint
+        self.embed_query, self.tokenize = embedder.embed_query, embedder.tokenize
+
+    def embed_documents(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """Vectors of passages, shape (len(texts), dimension)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors.update(zip(new, self._embedder.embed_documents(new, progress), strict=True))
+        return np.array([self._vectors[text] for text in texts]).reshape(-1, self.dimension)
+
+
 class Measurement:
     """One evaluation's way of measuring: its judge, and the rows that earlier evaluations left."""
 
@@ -34,6 +56,7 @@ class Measurement:
         self._measures = measures
         self._fingerprint = fingerprint
         self._known: dict[tuple[str, int], Row] = {}
+        self._vectors: dict[str, dict[str, NDArray[np.float32]]] = {}
         self._remember(known)
 
     def _remember(self, rows: Iterable[Row]) -> None:
@@ -45,6 +68,7 @@ class Measurement:
         Raises:
             MissingExtraError: The `eval` extra is not installed.
         """
+        engine.embedder = self._remembering(engine.embedder)
         sampled = uses_model(engine.release)
         text = verified_text(self._knowledge_base, engine)
         turns = [(question, turn) for turn in range(repetitions) for question in questions]
@@ -67,6 +91,12 @@ class Measurement:
             judge=self._fingerprint,
             reused=sum(known for _, known in found),
         )
+
+    def _remembering(self, embedder: Embedder) -> Embedder:
+        if isinstance(embedder, Remembering):
+            return embedder
+        vectors = self._vectors.setdefault(fingerprint_id(embedder.fingerprint), {})
+        return Remembering(embedder, vectors)
 
     def _ask(self, engine: Engine, question: GoldenQuestion, repetition: int) -> tuple[Row, bool]:
         """One question asked once, and whether an earlier evaluation had the answer."""

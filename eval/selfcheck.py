@@ -16,7 +16,7 @@ from rag.answer import Context
 from rag.engine import Engine
 from rag.retriever import Retriever
 
-_SAMPLED, _ASKED, _DEPTH = 24, 6, 10
+_COMPARED, _SAMPLED, _ASKED, _DEPTH = 64, 24, 6, 10
 _FOUND_AGAIN = 0.8
 """Share of sampled passages that must be among the ten best for their own words."""
 
@@ -29,7 +29,10 @@ _INJECTIONS = (
 
 
 def check_structure(knowledge_base: KnowledgeBase, engine: Engine) -> list[str]:
-    """Whether the index holds the documents of the commit, no more and no fewer; faults in words."""
+    """Whether the index holds the documents of the commit, and the texts that were embedded.
+
+    All paths are compared, and the passages of 64 documents. Returns faults in words.
+    """
     stored = {
         item.path.removeprefix(DOCUMENTS_PREFIX)
         for item in knowledge_base.repository.list_objects(engine.release.commit, prefix=DOCUMENTS_PREFIX)
@@ -37,11 +40,23 @@ def check_structure(knowledge_base: KnowledgeBase, engine: Engine) -> list[str]:
     indexed = set(engine.snapshot.paths)
     lost, ghosts = stored - indexed, indexed - stored
     faults = [f"{len(lost)} document(s) are not in the index, for example {min(lost)!r}"] if lost else []
+    if altered := _altered(engine):
+        faults.append(f"a passage of {altered!r} is not the text that was embedded")
     if ghosts:
         faults.append(
             f"the index holds {len(ghosts)} document(s) that the release does not, as {min(ghosts)!r}"
         )
     return faults
+
+
+def _altered(engine: Engine) -> str:
+    """The first of some documents whose passages are not what their vectors were made of."""
+    snapshot = engine.snapshot
+    drawn = random.Random(engine.release.answers_digest)
+    paths = drawn.sample(snapshot.paths, min(_COMPARED, len(snapshot.paths)))
+    known = snapshot.passage_hashes()
+    wrong = {chunk.path for chunk in snapshot.chunks_in(paths) if chunk.text_hash not in known}
+    return min(wrong, default="")
 
 
 def check_passages(knowledge_base: KnowledgeBase, engine: Engine) -> list[str]:
