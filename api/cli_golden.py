@@ -85,7 +85,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Make candidates for people to review; nothing is asked before it is approved."""
-    from api.render import working
+    from api.progress import working
 
     knowledge_base = open_knowledge_base(kb)
     with working("Making questions", enabled=not as_json):

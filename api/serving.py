@@ -43,7 +43,9 @@ class Live:
     def refs(self) -> list[str]:
         """Branches and tags that can be asked, without those of commands under way."""
         repository = self._knowledge_base.repository
-        return [branch.id for branch in release_branches(repository)] + [tag.id for tag in repository.list_tags()]
+        return [branch.id for branch in release_branches(repository)] + [
+            tag.id for tag in repository.list_tags()
+        ]
 
     def engine(self, ref: str = MAIN) -> Engine:
         """The engine of a ref. Raises NotFoundError, DamagedError, EmbedderError."""

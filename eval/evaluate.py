@@ -1,6 +1,6 @@
 """Evaluate a release: its own golden questions, asked of it and of the release it is compared with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,14 @@ from knowledge_base.difference import diff_documents
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import DamagedError, EmbedderError, SettingsError
 from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.release import GOLDEN_PREFIX, GateSettings, Release, canonical_json, changed_parts
+from knowledge_base.release import (
+    GOLDEN_PREFIX,
+    JUDGE_PROMPT,
+    GateSettings,
+    Release,
+    canonical_json,
+    changed_parts,
+)
 from rag.engine import Engine
 
 _NAMED = 10
@@ -119,20 +126,20 @@ def _evaluate(
         return _without_golden_set(case, faults).model_copy(update=stated), []
     if case.before is None:
         faults += check_passages(knowledge_base, engine) if not faults else []
-    known = [*kept.rows(case.before_digest), *kept.rows(case.release.answers_digest)]
-    measures = Measures(case.release.settings.judge, engine.embedder)
-    measurement = Measurement(knowledge_base, measures, judge_fingerprint(case.release), known)
-    with _baseline(knowledge_base, case) as (before, obstacle):
+    digests = {case.before_digest, case.release.answers_digest}
+    measurement = Measurement(
+        knowledge_base,
+        Measures(case.release.settings.judge, engine.embedder, case.release.prompts.get(JUDGE_PROMPT, "")),
+        judge_fingerprint(case.release),
+        {digest: kept.rows(digest) for digest in digests},
+    )
+    with _Baseline(knowledge_base, case.before) as before:
         questions, told = _current(case.approved, engine, before)
-        warnings = told + _loosened(case)
-        sampled = (
-            case.release.settings.judge.model != OFFLINE
-            or uses_model(case.release)
-            or bool(case.before and uses_model(case.before))
-        )
+        if not questions:
+            return _without_golden_set(case, faults, told).model_copy(update=stated), []
 
         def run(repetitions: int) -> tuple[Verdict, list[Scores]]:
-            old = measurement.measure(before, questions, repetitions) if before else None
+            old = before.measure(measurement, questions, repetitions)
             new = measurement.measure(engine, questions, repetitions)
             verdict = judge(
                 new,
@@ -140,21 +147,31 @@ def _evaluate(
                 golden=golden_fingerprint(questions),
                 rules=case.gate,
                 faults=faults,
-                obstacle=obstacle,
-                warnings=warnings,
+                obstacle=before.obstacle,
+                warnings=told + _loosened(case),
                 repetitions=repetitions,
             )
             summary = {"candidate": summarize(new)} | ({"baseline": summarize(old)} if old else {})
             return verdict.model_copy(update={**stated, "summary": summary}), [s for s in (old, new) if s]
 
-        if not questions:
-            return _without_golden_set(case, faults, warnings).model_copy(update=stated), []
-        verdict, measured = run(case.gate.repetitions if sampled else 1)
-        if verdict.status == "INCONCLUSIVE" and sampled and case.gate.escalated > verdict.repetitions:
-            verdict, measured = run(case.gate.escalated)
-        elif verdict.status == "INCONCLUSIVE" and not sampled:
-            said = "answers and judge always say the same: only more golden questions would settle it"
-            verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, said)})
+        return _until_settled(run, case)
+
+
+def _until_settled(
+    run: Callable[[int], tuple[Verdict, list[Scores]]], case: _Case
+) -> tuple[Verdict, list[Scores]]:
+    """Run once; when that settles nothing and asking more often may, run with more repetitions."""
+    sampled = case.release.settings.judge.model != OFFLINE or any(
+        uses_model(release) for release in (case.release, case.before) if release
+    )
+    verdict, measured = run(case.gate.repetitions if sampled else 1)
+    if verdict.status != "INCONCLUSIVE":
+        return verdict, measured
+    if sampled and case.gate.escalated > verdict.repetitions:
+        return run(case.gate.escalated)
+    if not sampled:
+        said = "answers and judge always say the same: only more golden questions would settle it"
+        verdict = verdict.model_copy(update={"reasons": (*verdict.reasons, said)})
     return verdict, measured
 
 
@@ -191,27 +208,49 @@ def _engine(knowledge_base: KnowledgeBase, commit: str) -> Iterator[Engine]:
         engine.close()
 
 
-@contextmanager
-def _baseline(knowledge_base: KnowledgeBase, case: _Case) -> Iterator[tuple[Engine | None, str]]:
-    """The release to compare with, opened; or why it cannot be although there is one."""
-    if case.before is None:
-        yield None, ""
-        return
-    try:
-        engine = Engine.open(knowledge_base, case.before.commit)
-    except (DamagedError, EmbedderError) as error:
-        # An ingest that embeds everything anew because the model on this machine is another one ends
-        # up here: it must get a verdict, not an error that says to ingest.
-        yield None, f"{case.before.commit[:12]} cannot be opened to compare with: {error.message}"
-        return
-    try:
-        yield engine, ""
-    finally:
-        engine.close()
+class _Baseline:
+    """The release to compare with; opened only when what is known of it does not do."""
+
+    def __init__(self, knowledge_base: KnowledgeBase, release: Release | None) -> None:
+        self._knowledge_base = knowledge_base
+        self._release = release
+        self._engine: Engine | None = None
+        self.obstacle = ""
+        """Why it cannot be opened although there is one."""
+
+    def __enter__(self) -> "_Baseline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._engine:
+            self._engine.close()
+
+    def engine(self) -> Engine | None:
+        if self._release and self._engine is None and not self.obstacle:
+            commit = self._release.commit
+            try:
+                self._engine = Engine.open(self._knowledge_base, commit)
+            except (DamagedError, EmbedderError) as error:
+                # An ingest that embeds everything anew because the model on this machine is another one
+                # ends up here: it must get a verdict, not an error that says to ingest.
+                self.obstacle = f"{commit[:12]} cannot be opened to compare with: {error.message}"
+        return self._engine
+
+    def measure(
+        self, measurement: Measurement, questions: Sequence[GoldenQuestion], repetitions: int
+    ) -> Scores | None:
+        if self._release and (known := measurement.recall(self._release, questions, repetitions)):
+            return known
+        engine = self.engine()
+        return measurement.measure(engine, questions, repetitions) if engine else None
+
+    def holds(self, row: GoldenQuestion) -> bool:
+        engine = self.engine()
+        return engine is not None and row.is_held_by(engine.snapshot.document_text)
 
 
 def _current(
-    rows: Sequence[GoldenQuestion], engine: Engine, before: Engine | None
+    rows: Sequence[GoldenQuestion], engine: Engine, before: _Baseline
 ) -> tuple[list[GoldenQuestion], list[str]]:
     """The rows that can be asked, and what to say of the others and of what this release loses.
 
@@ -222,7 +261,7 @@ def _current(
     for row in rows:
         if row.is_held_by(engine.snapshot.document_text):
             asked.append(row)
-        elif before and row.is_held_by(before.snapshot.document_text):
+        elif before.holds(row):
             asked.append(row)
             told.append(
                 f"golden question {row.id!r} requires {_required(row)}, which this release drops: "

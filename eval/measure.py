@@ -1,6 +1,6 @@
 """Ask a release its golden questions; what was answered from the same before is not asked again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -47,17 +47,23 @@ class Remembering:
 
 
 class Measurement:
-    """One evaluation's way of measuring: its judge, and the rows that earlier evaluations left."""
+    """One evaluation's way of measuring: its judge, and the rows that earlier evaluations left, by digest."""
 
     def __init__(
-        self, knowledge_base: KnowledgeBase, measures: Measures, fingerprint: str, known: Iterable[Row]
+        self,
+        knowledge_base: KnowledgeBase,
+        measures: Measures,
+        fingerprint: str,
+        known: Mapping[str, Sequence[Row]],
     ) -> None:
         self._knowledge_base = knowledge_base
         self._measures = measures
         self._fingerprint = fingerprint
         self._known: dict[tuple[str, int], Row] = {}
         self._vectors: dict[str, dict[str, NDArray[np.float32]]] = {}
-        self._remember(known)
+        self._of_release = known
+        for rows in known.values():
+            self._remember(rows)
 
     def _remember(self, rows: Iterable[Row]) -> None:
         self._known.update({(row.key, row.repetition): row for row in rows if row.answer is not None})
@@ -91,6 +97,30 @@ class Measurement:
             judge=self._fingerprint,
             reused=sum(known for _, known in found),
         )
+
+    def recall(
+        self, release: Release, questions: Sequence[GoldenQuestion], repetitions: int
+    ) -> Scores | None:
+        """What an earlier evaluation measured of a release, if it measured all of this the same way."""
+        kept = {(row.id, row.repetition): row for row in self._of_release.get(release.answers_digest, ())}
+        rows = []
+        for turn in range(repetitions):
+            for question in questions:
+                row = kept.get((question.id, turn))
+                if row is None or row.judge != self._judge_of(question) or not _is_complete(row):
+                    return None
+                rows.append(row)
+        return Scores(
+            commit=release.commit,
+            rows=tuple(rows),
+            digest=release.answers_digest,
+            judge=self._fingerprint,
+            reused=len(rows),
+        )
+
+    def _judge_of(self, question: GoldenQuestion) -> str:
+        """Names what scores the answer to a question: the judge, and the row it is held against."""
+        return sha256_hex(self._fingerprint.encode() + canonical_json(question))[:16]
 
     def _remembering(self, embedder: Embedder) -> Embedder:
         if isinstance(embedder, Remembering):
@@ -128,9 +158,9 @@ class Measurement:
             if row.answer is None:
                 continue
             asked = Asked(question, row.answer, text)
-            judge = sha256_hex(self._fingerprint.encode() + canonical_json(question))[:16]
+            judge = self._judge_of(question)
             known = self._known.get((row.key, row.repetition))
-            if known and known.judge == judge and all(s.value is not None for s in known.scores):
+            if known and known.judge == judge and _is_complete(known):
                 # Exact checks are made again: the documents may be others though the passages are not.
                 exact = {score.metric: score for score in exact_scores(asked)}
                 kept = tuple(exact.get(score.metric, score) for score in known.scores)
@@ -143,6 +173,11 @@ class Measurement:
         return scored
 
 
+def _is_complete(row: Row) -> bool:
+    """Whether everything that applies to an answer was measured: what failed is tried again."""
+    return bool(row.scores) and all(score.value is not None for score in row.scores)
+
+
 def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> str:
     """Names all that an answer is made from: question, passages, prompt, model and its settings."""
     retrieval = release.settings.retrieval
@@ -150,7 +185,7 @@ def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> 
         "question": question,
         "contexts": [[c.chunk_id, c.start, c.end] for c in contexts],
         "answer": release.settings.answer.model_dump(mode="json"),
-        "prompts": release.prompts,
+        "prompts": release.prompt_hash,
         "embedder": release.manifest.embedder,
         "language": retrieval.language,
         "grounding": JUDGE,

@@ -15,7 +15,8 @@ from eval.scores import Score
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedders import Embedder
 from knowledge_base.errors import MissingExtraError, NotFoundError
-from knowledge_base.release import JudgeSettings, Release, canonical_json
+from knowledge_base.prompts import parse_prompt
+from knowledge_base.release import JUDGE_PROMPT, JudgeSettings, Release, canonical_json
 from rag.answer import Answer, Citation, Context
 from rag.support import JUDGE, SUPPORT_THRESHOLD
 
@@ -53,7 +54,9 @@ def judge_fingerprint(release: Release) -> str:
         "judge": settings.model_dump(include={"model", "base_url", "temperature", "max_tokens"}),
         "embedder": release.manifest.embedder,
     }
+    parts["prompt"] = release.prompts.get(JUDGE_PROMPT, "")
     if settings.model == OFFLINE:
+        parts["prompt"] = ""
         parts["judge"] = [JUDGE, SUPPORT_THRESHOLD]
     return sha256_hex(canonical_json(parts))[:16]
 
@@ -73,14 +76,15 @@ class Asked:
 
 
 class Measures:
-    """Scores answers with one judge and one embedder.
+    """Scores answers with one judge and one embedder; `prompt` is what a judge that is a model is told.
 
     Raises:
         MissingExtraError: The `eval` extra is not installed.
     """
 
-    def __init__(self, settings: JudgeSettings, embedder: Embedder) -> None:
+    def __init__(self, settings: JudgeSettings, embedder: Embedder, prompt: str = "") -> None:
         self._settings = settings
+        self._prompt = prompt
         self._embedder = embedder
 
     @cached_property
@@ -96,7 +100,7 @@ class Measures:
     def _metrics(self) -> Mapping[str, Any]:
         with ragas_needed():
             from eval.ragas_metrics import build_metrics
-        return build_metrics(self._embedder, self.judge)
+        return build_metrics(self._embedder, self.judge, _instruction(self._prompt))
 
     def score(self, asked: Sequence[Asked]) -> list[tuple[Score, ...]]:
         """The scores of each answer, in order. What fails is a score without a value, with its reason."""
@@ -226,6 +230,11 @@ def _verifies(citation: Citation, commit: str, document_text: DocumentText) -> b
         and text[citation.start : citation.end] == citation.quote
         and sha256_hex(citation.quote.encode()) == citation.sha256
     )
+
+
+def _instruction(prompt: str) -> str:
+    """The text of prompts/judge.md; RAGAS adds the schema of the reply and examples."""
+    return parse_prompt(JUDGE_PROMPT, prompt).template if prompt else ""
 
 
 def _ragas_version() -> str:

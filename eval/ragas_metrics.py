@@ -155,8 +155,13 @@ class ReleaseEmbeddings(BaseRagasEmbedding):
         return self.embed_text(text)
 
 
-def build_metrics(embedder: Embedder, judge: ChatJudge | None) -> Mapping[str, BaseMetric]:
-    """Every RAGAS metric by its name here; with a judge, RAGAS's own where a model is needed."""
+def build_metrics(
+    embedder: Embedder, judge: ChatJudge | None, instruction: str = ""
+) -> Mapping[str, BaseMetric]:
+    """Every RAGAS metric by its name here; with a judge, RAGAS's own where a model is needed.
+
+    `instruction` takes the place of RAGAS's when statements are judged against passages.
+    """
     embeddings = ReleaseEmbeddings(embedder)
     metrics = [
         RankingScore("context_recall", "recall_1000"),
@@ -174,8 +179,11 @@ def build_metrics(embedder: Embedder, judge: ChatJudge | None) -> Mapping[str, B
     if judge is None:
         metrics += [OfflineFaithfulness(), OfflineAnswerRelevancy(embeddings)]
     else:
+        faithful = Faithfulness(llm=judge)
+        if instruction:
+            faithful.nli_statement_prompt.instruction = instruction
         metrics += [
-            Faithfulness(llm=judge),
+            faithful,
             AnswerRelevancy(llm=judge, embeddings=embeddings),
             FactualCorrectness(llm=judge),
         ]

@@ -179,7 +179,7 @@ def test_a_question_that_crashes_is_a_failed_row_and_the_others_are_scored(
 
     monkeypatch.setattr(engine, "ask", fail_once)
     measures = Measures(engine.release.settings.judge, engine.embedder)
-    found = Measurement(golden, measures, "", ()).measure(engine, load_golden(golden.repository, "main"))
+    found = Measurement(golden, measures, "", {}).measure(engine, load_golden(golden.repository, "main"))
     assert found.failures == {"founder": "RuntimeError: out of luck"}
     assert set(found.values("context_recall")) == {"port", "hash"}
 

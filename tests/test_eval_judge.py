@@ -40,7 +40,7 @@ def sensible(request: Request) -> Reply:
     """A judge that does what RAGAS's prompts ask: every claim is supported but those with a hash in them."""
     prompt = request["messages"][-1]["content"]
     asked = prompt.rsplit("input:", 1)[-1]
-    if "NLI" in prompt or "faithfulness of a series of statements" in prompt:
+    if '"verdict"' in prompt:
         given = json.loads(asked[asked.index("{") : asked.rindex("}") + 1])
         verdicts = [
             {"statement": s, "reason": "as told", "verdict": int("Argon2" not in s)}
