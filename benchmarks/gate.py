@@ -29,7 +29,7 @@ from knowledge_base.errors import PlumblineError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
 from knowledge_base.release import DOCUMENTS_PREFIX, SETTINGS_PATH, GateSettings
-from knowledge_base.segments import write_segment
+from knowledge_base.segment_tables import write_segment
 
 DOCUMENTS, ANSWERABLE, FOREIGN = 400, 170, 30
 
