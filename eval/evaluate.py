@@ -2,26 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from eval.case import Case
 from eval.evaluations import Evaluations
 from eval.gate import NO_GOLDEN_SET, Verdict, judge
-from eval.golden import GoldenQuestion, golden_fingerprint, load_golden
+from eval.golden import GoldenQuestion, golden_fingerprint
 from eval.measure import Measurement, uses_model
-from eval.metrics import METRICS, OFFLINE, Measures, judge_fingerprint
+from eval.metrics import OFFLINE, Measures, judge_fingerprint
 from eval.scores import Scores
 from eval.selfcheck import check_injections, check_passages, check_structure
 from eval.summary import summarize
 from knowledge_base.difference import diff_documents
-from knowledge_base.documents import sha256_hex
-from knowledge_base.errors import DamagedError, EmbedderError, SettingsError
+from knowledge_base.errors import DamagedError, EmbedderError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.release import (
-    GOLDEN_PREFIX,
     JUDGE_PROMPT,
-    GateSettings,
     Release,
-    canonical_json,
     changed_parts,
 )
 from rag.engine import Engine
@@ -44,7 +40,7 @@ def evaluate_release(
         MissingExtraError: ragas is not installed and there are golden questions.
         StorageError: The verdict cannot be stored.
     """
-    case = _Case.of(knowledge_base, ref, baseline)
+    case = Case.of(knowledge_base, ref, baseline)
     kept = Evaluations(knowledge_base.repository)
     known = None if again else kept.verdict(case.release.answers_digest, case.before_digest)
     if known and known.status != "INCOMPLETE" and known.rules == case.rules:
@@ -53,67 +49,25 @@ def evaluate_release(
     with _engine(knowledge_base, case.release.commit) as engine:
         verdict, measured = _evaluate(knowledge_base, case, engine, kept)
     kept.keep(verdict, *measured)
+    return _tracked(knowledge_base, case, verdict)
+
+
+def _tracked(knowledge_base: KnowledgeBase, case: Case, verdict: Verdict) -> Verdict:
+    """Log the verdict where `[tracking]` says. A verdict stands when MLflow does not."""
+    settings = case.release.settings.tracking
+    if not settings.uri:
+        return verdict
+    from eval.tracking import track
+
+    try:
+        track(settings, verdict, case.release, knowledge_base.folder)
+    except PlumblineError as error:
+        return verdict.model_copy(update={"reasons": (*verdict.reasons, f"not tracked: {error.message}")})
     return verdict
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What is to be judged: a release, the one before it, and by which questions and rules."""
-
-    release: Release
-    before: Release | None
-    rows: list[GoldenQuestion]
-    gate: GateSettings
-    uncommitted: int
-
-    @classmethod
-    def of(cls, knowledge_base: KnowledgeBase, ref: str, baseline: str) -> "_Case":
-        repository = knowledge_base.repository
-        candidate, live = repository.resolve(ref), repository.resolve(baseline)
-        if live == candidate:
-            live = release_before(knowledge_base, candidate)
-        release = knowledge_base.release(candidate)
-        before = knowledge_base.release(live) if live else None
-        rules = release.settings.gate
-        unknown = sorted(set(rules.margins) - set(METRICS))
-        if unknown:
-            raise SettingsError(
-                f"plumbline.toml: gate.margins: there is no metric {unknown[0]!r}.",
-                hint=f"There are {', '.join(METRICS)}.",
-            )
-        return cls(
-            release=release,
-            before=before if before and before.manifest.documents else None,
-            rows=load_golden(repository, candidate),
-            gate=rules,
-            uncommitted=sum(path.startswith(GOLDEN_PREFIX) for path in knowledge_base.working_files()),
-        )
-
-    @property
-    def before_digest(self) -> str:
-        return self.before.answers_digest if self.before else ""
-
-    @property
-    def before_commit(self) -> str:
-        return self.before.commit if self.before else ""
-
-    @property
-    def approved(self) -> list[GoldenQuestion]:
-        return [row for row in self.rows if row.state == "approved"]
-
-    @property
-    def rules(self) -> str:
-        """Names questions, judge and margins: a kept verdict of other rules says nothing here."""
-        parts = {
-            "golden": golden_fingerprint(self.rows),
-            "judge": judge_fingerprint(self.release),
-            "gate": self.gate.model_dump(mode="json"),
-        }
-        return sha256_hex(canonical_json(parts))[:16]
-
-
 def _evaluate(
-    knowledge_base: KnowledgeBase, case: _Case, engine: Engine, kept: Evaluations
+    knowledge_base: KnowledgeBase, case: Case, engine: Engine, kept: Evaluations
 ) -> tuple[Verdict, list[Scores]]:
     """The verdict, and the scores that it rests on."""
     faults = check_structure(knowledge_base, engine)
@@ -148,7 +102,7 @@ def _evaluate(
                 rules=case.gate,
                 faults=faults,
                 obstacle=before.obstacle,
-                warnings=told + _loosened(case),
+                warnings=told + case.loosened,
                 repetitions=repetitions,
             )
             summary = {"candidate": summarize(new)} | ({"baseline": summarize(old)} if old else {})
@@ -158,7 +112,7 @@ def _evaluate(
 
 
 def _until_settled(
-    run: Callable[[int], tuple[Verdict, list[Scores]]], case: _Case
+    run: Callable[[int], tuple[Verdict, list[Scores]]], case: Case
 ) -> tuple[Verdict, list[Scores]]:
     """Run once; when that settles nothing and asking more often may, run with more repetitions."""
     sampled = case.release.settings.judge.model != OFFLINE or any(
@@ -175,7 +129,7 @@ def _until_settled(
     return verdict, measured
 
 
-def _without_golden_set(case: _Case, faults: Sequence[str], warnings: Sequence[str] = ()) -> Verdict:
+def _without_golden_set(case: Case, faults: Sequence[str], warnings: Sequence[str] = ()) -> Verdict:
     """The verdict of the built-in checks alone."""
     reasons = [*faults, f"{NO_GOLDEN_SET}: only the built-in checks of index, citations and canaries"]
     if case.uncommitted and not case.rows:
@@ -191,7 +145,7 @@ def _without_golden_set(case: _Case, faults: Sequence[str], warnings: Sequence[s
     )
 
 
-def _changed(knowledge_base: KnowledgeBase, case: _Case) -> set[str]:
+def _changed(knowledge_base: KnowledgeBase, case: Case) -> set[str]:
     """Which parts of what decides an answer differ from the release before."""
     if case.before is None:
         return set(_ANSWERING)
@@ -275,29 +229,3 @@ def _current(
 
 def _required(row: GoldenQuestion) -> str:
     return f"its quote in {row.document!r}" if row.quote else repr(row.document)
-
-
-def _loosened(case: _Case) -> list[str]:
-    """What to say of margins that are wider than those of the release that is live."""
-    live = case.before.settings.gate.margins if case.before else case.gate.margins
-    wider = [
-        f"{name} {live[name]:g} -> {case.gate.margins[name]:g}"
-        if name in case.gate.margins
-        else f"{name} dropped"
-        for name in live
-        if case.gate.margins.get(name, 1.0) > live[name]
-    ]
-    return [f"this release loosens its own margins: {', '.join(wider)}"] if wider else []
-
-
-def release_before(knowledge_base: KnowledgeBase, commit: str) -> str:
-    """The nearest earlier release by first parent that holds documents; empty when there is none."""
-    repository = knowledge_base.repository
-    found = repository.get_commit(commit)
-    while found.parents:
-        # Compaction answers as the release before it: what that one replaced is meant.
-        compacted = found.metadata.get("changed") == "compaction"
-        found = repository.get_commit(found.parents[0])
-        if not compacted and knowledge_base.release(found.id).manifest.documents:
-            return found.id
-    return ""

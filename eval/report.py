@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.evaluate import evaluate_release, release_before
+from eval.case import release_before
+from eval.evaluate import evaluate_release
 from eval.gate import Verdict
 from eval.judge import faithfulness
 from eval.metrics import citation_validity
