@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-all soak check format bench clean
+.PHONY: help install demo demo-mlflow test test-all soak check format bench clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +22,14 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e '.[eval,static,lakefs,dev]'
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e '.[eval,static,tracking,lakefs,dev]'
 	@touch $@
 
 demo: install  ## ingest real documents, print the log, ask three questions
 	@sh docs/demo.sh $(BIN)
+
+demo-mlflow: $(VENV)/installed-dev  ## two evaluations as MLflow runs in a local store
+	@sh docs/demo-mlflow.sh $(BIN)
 
 check: $(VENV)/installed-dev  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -57,6 +60,7 @@ bench: $(VENV)/installed-dev  ## every benchmark (the better part of an hour)
 	$(BIN)/python -m benchmarks.versions
 	$(BIN)/python -m benchmarks.segments
 	$(BIN)/python -m benchmarks.abstention
+	$(BIN)/python -m benchmarks.gate
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

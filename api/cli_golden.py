@@ -86,11 +86,14 @@ def generate(
 ) -> None:
     """Make candidates for people to review; nothing is asked before it is approved."""
     from api.progress import working
+    from eval.golden_files import GoldenFiles
 
     knowledge_base = open_knowledge_base(kb)
     with working("Making questions", enabled=not as_json):
-        rows = _make(knowledge_base, source, number)
-    _add(knowledge_base, rows, "generated", as_json)
+        # Some of what is made may be known already; a model is not asked for more than is wanted.
+        known = 0 if source == "model" else len(GoldenFiles(knowledge_base).rows())
+        rows = _make(knowledge_base, source, number + known)
+    _add(knowledge_base, rows, "generated", as_json, number)
 
 
 def _make(knowledge_base: "KnowledgeBase", source: str, number: int) -> "list[GoldenQuestion]":
@@ -153,18 +156,26 @@ def review(
         sys.stdout.write(f"{len(changed)} question(s) are {chosen[0]} now; the next ingest commits it.\n")
 
 
-def _add(knowledge_base: "KnowledgeBase", rows: "list[GoldenQuestion]", name: str, as_json: bool) -> None:
-    from eval.golden_files import GoldenFiles
+def _add(
+    knowledge_base: "KnowledgeBase",
+    rows: "list[GoldenQuestion]",
+    name: str,
+    as_json: bool,
+    limit: int | None = None,
+) -> None:
+    from eval.golden_files import GoldenFiles, plain
 
-    added = GoldenFiles(knowledge_base).add(rows, name)
+    files = GoldenFiles(knowledge_base)
+    known = {plain(row.question) for row in files.rows()}
+    added = files.add(rows, name, limit)
+    left_out = sum(plain(row.question) in known for row in rows)
     if as_json:
-        value = [row.model_dump(mode="json") for row in added]
-        print_json({"added": value, "known": len(rows) - len(added)})
+        print_json({"added": [row.model_dump(mode="json") for row in added], "known": left_out})
         return
     for row in added:
         sys.stdout.write(f"{row.state:>9}  {row.id}  {row.question}\n")
-    known = f", {len(rows) - len(added)} were asked already" if len(added) < len(rows) else ""
-    sys.stdout.write(f"{len(added)} question(s) added to golden/{name}.jsonl{known}.\n")
+    said = f", {left_out} were asked already" if left_out else ""
+    sys.stdout.write(f"{len(added)} question(s) added to golden/{name}.jsonl{said}.\n")
 
 
 def _described(knowledge_base: "KnowledgeBase") -> list[dict[str, Any]]:

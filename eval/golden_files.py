@@ -40,8 +40,10 @@ class GoldenFiles:
         parse_golden(texts.items())  # an id that occurs twice is refused
         return [row for path, text in texts.items() for row in parse_rows(path, text)]
 
-    def add(self, rows: Iterable[GoldenQuestion], name: str) -> list[GoldenQuestion]:
-        """Append rows to golden/`name`.jsonl, without those whose question is already asked.
+    def add(
+        self, rows: Iterable[GoldenQuestion], name: str, limit: int | None = None
+    ) -> list[GoldenQuestion]:
+        """Append up to `limit` rows to golden/`name`.jsonl, without those whose question is already asked.
 
         Returns the rows that were added, with an id and the hash of their quote.
 
@@ -50,14 +52,16 @@ class GoldenFiles:
             StorageError: The disk refused.
         """
         known = self.rows()
-        asked, ids = {_plain(row.question) for row in known}, {row.id for row in known}
+        asked, ids = {plain(row.question) for row in known}, {row.id for row in known}
         added: list[GoldenQuestion] = []
         for row in rows:
-            if _plain(row.question) in asked:
+            if len(added) == limit:
+                break
+            if plain(row.question) in asked:
                 continue
             if row.id in ids:
                 raise SettingsError(f"The golden id {row.id!r} is taken.", hint="Choose another one.")
-            asked.add(_plain(row.question))
+            asked.add(plain(row.question))
             ids.add(row.id)
             added.append(row.hashed())
         if added:
@@ -149,8 +153,9 @@ def _row(record: Mapping[str, Any], where: str, name: str, state: State) -> Gold
 def make_id(question: str) -> str:
     """An id for a question: its first words and a hash."""
     words = re.findall(r"[a-z0-9]+", question.lower())[:6]
-    return "-".join([*words, sha256_hex(_plain(question).encode())[:8]])
+    return "-".join([*words, sha256_hex(plain(question).encode())[:8]])
 
 
-def _plain(question: str) -> str:
+def plain(question: str) -> str:
+    """A question as it is compared with others: without case and spacing."""
     return " ".join(question.casefold().split())

@@ -157,8 +157,9 @@ def test_a_model_that_obeys_a_passage_fails(
 
     server.script = gullible
     settings = knowledge_base.root / "plumbline.toml"
-    model = f'model = "openai:tiny"\ngrounding = "off"\nbase_url = "{server.url}"'
-    settings.write_text(settings.read_text().replace('model = "extractive"', model))
+    model = f'model = "openai:tiny"\nbase_url = "{server.url}"\n'
+    text = settings.read_text().replace('model = "extractive"', f"{model}#")
+    settings.write_text(text.replace('grounding = "strict"', 'grounding = "off"'))
     update(knowledge_base, sources, "model")
     verdict = evaluate_release(knowledge_base, "model", "main")
     assert verdict.status == "FAIL"
