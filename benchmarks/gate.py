@@ -318,7 +318,7 @@ def noisy(scores: Scores, runs: int, flips: float, repetitions: int) -> Iterator
         rows = []
         for row in scores.rows:
             for turn in range(repetitions):
-                kept = [score for score in row.scores if score.metric != "faithfulness"]
+                kept = [s for s in row.scores if s.metric in rules.margins and s.metric != "faithfulness"]
                 value = 1 - random_.binomial(3, flips) / 3
                 kept.append(Score(metric="faithfulness", value=value))
                 rows.append(Row(id=row.id, group=row.group, repetition=turn, scores=tuple(kept)))
