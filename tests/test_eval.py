@@ -21,7 +21,7 @@ from knowledge_base.lifecycle import Judgement
 from rag.answer import Answer, ReleaseRef
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
-from rag.support import claims, support
+from rag.support import SUPPORT_THRESHOLD, claims, support
 
 GOLDEN = [
     {
@@ -96,7 +96,7 @@ def test_golden_lines_may_hold_what_other_systems_call_a_line_break() -> None:
 
 def test_the_judge_supports_what_the_context_says() -> None:
     context = "The default port of the server is 8420. Run the installer with administrator rights."
-    assert support(["The default port is 8420.", "No."], [context])[0] == 1.0
+    assert support(["The default port is 8420.", "No."], [context])[0] > SUPPORT_THRESHOLD
     assert support(["The reactor melts at dawn."], [context])[0] < 0.5
     assert (
         faithfulness("The default port is 8420. [1] Elephants paint houses on Tuesdays. [2]", [context])

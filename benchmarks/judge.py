@@ -1,0 +1,128 @@
+"""The offline judge against people: RAGTruth QA answers and SciFact claims that it was not trained on.
+
+Response level: is any claim unsupported? Sentence level: is this claim? "Positive" is unsupported. The
+questions are a part of RAGTruth's training half, with four open models and 43 % flawed answers; published
+figures are for its test half, with six models and 18 %, so a second row weighs the answers to that share.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import judge_data
+from benchmarks.common import data_folder, parser, show
+from benchmarks.judge_data import Judged
+from rag.support import JUDGE, SUPPORT_THRESHOLD, support
+
+FLAWED = 0.178
+PUBLISHED = (  # RAGTruth (arXiv 2401.00396) and LettuceDetect (arXiv 2502.17125), test half
+    ("flag everything", None, None, 0.309),
+    ("prompted GPT-3.5-turbo", 0.188, 0.844, 0.308),
+    ("RAGAS faithfulness", 0.312, 0.419, 0.357),
+    ("TruLens groundedness", 0.228, 0.925, 0.366),
+    ("SelfCheckGPT", 0.350, 0.580, 0.437),
+    ("prompted GPT-4-turbo", 0.332, 0.906, 0.456),
+    ("Luna", 0.378, 0.800, 0.513),
+    ("LettuceDetect base", None, None, 0.655),
+    ("fine-tuned Llama-2-13B", 0.616, 0.763, 0.682),
+    ("LettuceDetect large", None, None, 0.702),
+    ("RAG-HAT", 0.765, 0.731, 0.748),
+)
+Floats = NDArray[np.float64]
+
+
+def auroc(positive: NDArray[np.bool_], score: Floats) -> float:
+    """Chance that a positive scores above a negative; ties count half."""
+    ranks = np.empty(len(score))
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    hits = int(positive.sum())
+    return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * (len(score) - hits)))
+
+
+def measures(wrong: NDArray[np.bool_], supported: Floats, flawed: float | None = None) -> dict[str, float]:
+    """Precision, recall, F1 at the shipped threshold; AUROC; calibration.
+
+    `flawed` weighs the rows so that this share of them is wrong.
+    """
+    share = flawed or float(wrong.mean())
+    weight = np.where(wrong, share / wrong.mean(), (1 - share) / (1 - wrong.mean()))
+    flagged = supported < SUPPORT_THRESHOLD
+    hit = weight[wrong & flagged].sum()
+    precision, recall = hit / max(1e-9, weight[flagged].sum()), hit / weight[wrong].sum()
+    bins = np.minimum((supported * 10).astype(int), 9)
+    gaps = [
+        abs(np.average(supported[bins == b] - ~wrong[bins == b], weights=weight[bins == b]))
+        * weight[bins == b].sum()
+        for b in range(10)
+        if (bins == b).any()
+    ]
+    return {
+        "wrong": share,
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(2 * precision * recall / max(1e-9, precision + recall)),
+        "auroc": auroc(wrong, -supported),
+        "ece": float(sum(gaps) / weight.sum()),
+        "brier": float(np.average((supported - ~wrong) ** 2, weights=weight)),
+    }
+
+
+def judge(answers: Sequence[Judged]) -> tuple[list[list[float]], float]:
+    """Support of each claim of each answer, and the answers judged in a second."""
+    support(answers[0].claims, answers[0].contexts)  # opens the model
+    started = time.process_time()
+    scores = [support(answer.claims, answer.contexts) for answer in answers]
+    return scores, len(answers) / (time.process_time() - started)
+
+
+def table(answers: Sequence[Judged], scores: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Measures by level."""
+    wrong = np.array([not s for a in answers for s in a.supported])
+    every = np.array([value for row in scores for value in row])
+    flawed = np.array([not all(a.supported) for a in answers])
+    worst = np.array([min(row) for row in scores])
+    return {
+        "response": measures(flawed, worst),
+        f"response, {FLAWED:.0%} flawed": measures(flawed, worst, FLAWED),
+        "sentence": measures(wrong, every),
+    }
+
+
+def main() -> None:
+    """Print the tables."""
+    arguments = parser(__doc__ or "").parse_args()
+    data = data_folder()
+    answers = [a for a in judge_data.ragtruth(data) if a.part == "test"]
+    facts = [a for a in judge_data.scifact(data) if a.part == "test"]
+    scores, speed = judge(answers)
+    fact_scores, _ = judge(facts)
+    result: dict[str, Any] = {
+        "judge": JUDGE,
+        "threshold": SUPPORT_THRESHOLD,
+        "answers": len(answers),
+        "claims": sum(len(a.claims) for a in answers),
+        "answers_per_cpu_second": speed,
+        "ragtruth_qa": table(answers, scores),
+        "scifact": table(facts, fact_scores)["sentence"],
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    rows = [(f"RAGTruth QA, {level}", *values.values()) for level, values in result["ragtruth_qa"].items()]
+    rows.append((f"SciFact, {len(facts)} claims", *result["scifact"].values()))
+    title = f"{JUDGE}: {len(answers)} answers, {result['claims']} claims, {speed:.0f} answers/s of one core"
+    show(title, ("questions not trained on", *result["scifact"]), rows)
+    show(
+        "Published, RAGTruth QA test half, response level",
+        ("method", "precision", "recall", "f1"),
+        [tuple("" if cell is None else cell for cell in row) for row in PUBLISHED],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+import hashlib
+import json
+from importlib import resources
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knowledge_base.sentences import split_sentences
+from rag.support import JUDGE, SUPPORT_THRESHOLD, support
+
+WARSAW = (
+    "Warsaw is the capital of Poland. It lies on the Vistula, about 260 kilometres from the Baltic Sea. "
+    "The old town was rebuilt after 1945 and has been a World Heritage site since 1980."
+)
+# Long enough words, so that no part of another sentence is a claim by chance.
+TEXTS = st.text(alphabet="abcdef 12.,!?\n#|-ÄßЖ文", min_size=1, max_size=120)
+
+
+@given(text=TEXTS, other=TEXTS)
+@settings(max_examples=60, deadline=None)
+def test_a_quoted_sentence_is_supported(text: str, other: str) -> None:
+    quoted = [text[start:end] for start, end in split_sentences(text)]
+    assert support(quoted, [other, text]) == [1.0] * len(quoted)
+
+
+@given(made=st.lists(TEXTS, max_size=4), contexts=st.lists(TEXTS, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_support_is_a_probability_and_the_same_each_time(made: list[str], contexts: list[str]) -> None:
+    scores = support(made, contexts)
+    assert len(scores) == len(made)
+    assert all(0 <= score <= 1 for score in scores)
+    assert scores == support(made, contexts)
+
+
+def test_without_contexts_nothing_is_supported_but_a_claim_without_words() -> None:
+    assert support(["Warsaw is in Poland.", "..."], []) == [0.0, 1.0]
+    assert support(["Warsaw is in Poland."], ["", "\n"]) == [0.0]
+
+
+def test_a_quote_in_other_case_and_spacing_counts_but_a_part_of_a_word_does_not() -> None:
+    assert support(["warsaw is  the capital of poland"], [WARSAW]) == [1.0]
+    assert support(["Open port 8"], ["Open port 80 first."])[0] < 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "The old town was rebuilt after 1918.",
+        "Warsaw has an airport, an opera and two football clubs in the first league.",
+        "Cracow lies on the Danube, near Vienna.",
+    ],
+)
+def test_what_the_contexts_do_not_say_is_less_supported_than_what_they_say(wrong: str) -> None:
+    right = "Warsaw, Poland's capital, lies on the Vistula."
+    low, high = support([wrong, right], [WARSAW])
+    assert low < SUPPORT_THRESHOLD < high
+
+
+def test_the_judge_is_named_after_the_weights_that_are_shipped() -> None:
+    models = resources.files("rag") / "models"
+    facts = json.loads((models / "support.json").read_text())
+    digest = hashlib.sha256((models / "support.onnx").read_bytes()).hexdigest()
+    assert facts["trees"] == digest
+    assert digest[:12] in JUDGE
