@@ -2,7 +2,8 @@
 
 The documents are the SQuAD paragraphs alone. Every question is answered once with `min_support` 0; a
 threshold then leaves what the answer's best sentence supports at least so well. "Unanswerable" rows are
-SQuAD 2.0 questions on the paragraphs' own topics that they do not answer: the hard kind.
+SQuAD 2.0 questions on the paragraphs' own topics that they do not answer: the hard kind. AUROC is the chance
+that an answerable question has more support than one that is not.
 """
 
 import json
@@ -10,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import data_folder, models_folder, parser, read_jsonl, scratch, show
+import numpy as np
+
+from benchmarks.common import auroc, data_folder, models_folder, parser, read_jsonl, scratch, show
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import SourceFile, Sources
 from knowledge_base.home import KnowledgeBase
@@ -65,10 +68,38 @@ def _share(rows: list[tuple[float, bool]], threshold: float) -> float:
     return sum(support >= threshold and support > 0 for support, _ in rows) / len(rows)
 
 
+def separation(known: list[tuple[float, bool]], unknown: list[tuple[float, bool]]) -> float:
+    """AUROC of the support of the best sentence as a sign that the question can be answered."""
+    answerable = [True] * len(known) + [False] * len(unknown)
+    return auroc(np.array(answerable), np.array([support for support, _ in known + unknown]))
+
+
+def plot(path: Path, known: list[tuple[float, bool]], unknown: dict[str, list[tuple[float, bool]]]) -> None:
+    """Draw which share of each kind is answered, over all thresholds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "plumbline"  # the same data, the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 4))
+    thresholds = np.linspace(0, 1, 201)
+    answered = [_share(known, t) for t in thresholds]
+    for name, rows in unknown.items():
+        label = f"{name} (AUROC {separation(known, rows):.2f})"
+        axes.plot([_share(rows, t) for t in thresholds], answered, label=label)
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="unanswerable questions answered", ylabel="answerable questions answered")
+    axes.legend(loc="lower right", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     """Print the trade-off."""
     made = parser(__doc__ or "")
     made.add_argument("--questions", type=int, default=250)
+    made.add_argument("--plot", type=Path, help="write the curve to this SVG or PNG")
     arguments = made.parse_args()
     data = data_folder()
     paragraphs = {row["id"]: row["text"] for row in read_jsonl(data / "squad" / "dev-v2.0.paragraphs.jsonl")}
@@ -79,15 +110,21 @@ def main() -> None:
     foreign = read_jsonl(data / "clapnq" / "dev_A.jsonl")[: arguments.questions]
     with scratch() as name:
         engine = build(Path(name), list(paragraphs.values()))
-        table = curve(
-            ask(engine, [(row["question"], row["answers"]) for row in answerable]),
-            ask(engine, [(row["question"], ()) for row in hard]),
-            ask(engine, [(row["question"], ()) for row in foreign]),
-        )
+        known = ask(engine, [(row["question"], row["answers"]) for row in answerable])
+        unknown = {
+            "on the topic": ask(engine, [(row["question"], ()) for row in hard]),
+            "foreign": ask(engine, [(row["question"], ()) for row in foreign]),
+        }
+        engine.close()
+    table = curve(known, *unknown.values())
+    separated = {name: separation(known, rows) for name, rows in unknown.items()}
+    if arguments.plot:
+        plot(arguments.plot, known, unknown)
     if arguments.json:
-        print(json.dumps({"questions": arguments.questions, "curve": table}))
+        print(json.dumps({"questions": arguments.questions, "curve": table, "auroc": separated}))
         return
     show("Share of questions", tuple(table[0]), [tuple(row.values()) for row in table])
+    show("Support tells answerable from", ("unanswerable questions", "AUROC"), list(separated.items()))
 
 
 if __name__ == "__main__":

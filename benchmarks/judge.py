@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import judge_data
-from benchmarks.common import data_folder, parser, show
+from benchmarks.common import auroc, data_folder, parser, show
 from benchmarks.judge_data import Judged
 from rag.support import JUDGE, SUPPORT_THRESHOLD, support
 
@@ -33,15 +33,6 @@ PUBLISHED = (  # RAGTruth (arXiv 2401.00396) and LettuceDetect (arXiv 2502.17125
     ("RAG-HAT", 0.765, 0.731, 0.748),
 )
 Floats = NDArray[np.float64]
-
-
-def auroc(positive: NDArray[np.bool_], score: Floats) -> float:
-    """Chance that a positive scores above a negative; ties count half."""
-    ranks = np.empty(len(score))
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    hits = int(positive.sum())
-    return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * (len(score) - hits)))
 
 
 def measures(wrong: NDArray[np.bool_], supported: Floats, flawed: float | None = None) -> dict[str, float]:
