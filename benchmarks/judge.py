@@ -88,8 +88,8 @@ def main() -> None:
     """Print the tables."""
     arguments = parser(__doc__ or "").parse_args()
     data = data_folder()
-    answers = [a for a in judge_data.ragtruth(data) if a.part == "test"]
-    facts = [a for a in judge_data.scifact(data) if a.part == "test"]
+    answers = [a for a in judge_data.ragtruth(data) if a.held_out]
+    facts = [a for a in judge_data.scifact(data) if a.held_out]
     scores, speed = judge(answers)
     fact_scores, _ = judge(facts)
     result: dict[str, Any] = {

@@ -164,7 +164,8 @@ class Evidence:
     def best_sentences(self, claim: Words) -> list[int]:
         """Numbers of the sentences that share something with a claim, best first."""
         stems = set(claim.content)
-        shared = [sum(map(self.weight, stems & s.unique)) for s in self.sentences]
+        # fsum: the order of a set differs from process to process, and so would the rounding of a plain sum.
+        shared = [math.fsum(map(self.weight, stems & s.unique)) for s in self.sentences]
         return sorted((i for i, value in enumerate(shared) if value), key=lambda i: (-shared[i], i))
 
 
@@ -182,12 +183,12 @@ def features(claims: Sequence[Words], evidence: Evidence) -> NDArray[np.float32]
 def _row(claim: Words, evidence: Evidence) -> list[float]:
     stems = set(claim.content)
     weights = {stem: evidence.weight(stem) for stem in stems}
-    total = sum(weights.values()) or 1.0
+    total = math.fsum(weights.values()) or 1.0
     best = evidence.best_sentences(claim)
     sentence = evidence.sentences[best[0]] if best else None
 
     def covered(by: frozenset[str]) -> float:
-        return sum(weights[stem] for stem in stems & by) / total
+        return math.fsum(weights[stem] for stem in stems & by) / total
 
     window = max(map(covered, evidence.windows), default=0.0)
     everywhere = covered(evidence.everything)

@@ -1,5 +1,8 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from importlib import resources
 
 import pytest
@@ -55,6 +58,21 @@ def test_what_the_contexts_do_not_say_is_less_supported_than_what_they_say(wrong
     right = "Warsaw, Poland's capital, lies on the Vistula."
     low, high = support([wrong, right], [WARSAW])
     assert low < SUPPORT_THRESHOLD < high
+
+
+def test_every_process_gives_the_same_score() -> None:
+    claim = "Warsaw, rebuilt after 1945, lies about 300 kilometres from the Baltic Sea and its old harbours."
+    program = f"from rag.support import support; print(support([{claim!r}], [{WARSAW!r}]))"
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(runs) == 1
 
 
 def test_the_judge_is_named_after_the_weights_that_are_shipped() -> None:

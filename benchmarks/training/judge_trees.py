@@ -171,8 +171,8 @@ def main() -> None:
 
     data = data_folder()
     marked = judge_data.ragtruth(data) + judge_data.scifact(data) + judge_data.clapnq(data)
-    marked = [j for j in marked if j.part != "test"]
-    extra = [j for j in judge_data.made_from_squad(data, random.Random(0)) if j.part != "test"]
+    marked = [j for j in marked if not j.held_out]
+    extra = [j for j in judge_data.made_from_squad(data, random.Random(0)) if not j.held_out]
     extra += judge_data.crossed([j for j in marked if j.source == "ragtruth"])
     table, more = Table.of(marked), Table.of(extra)
     raw = unseen(table, more)
