@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -21,6 +21,9 @@ from api.cli_prompts import app as prompts
 from api.cli_versions import app as versions
 from api.settings import read_environment, silence
 from knowledge_base.errors import PlumblineError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from knowledge_base.version_store_lakefs_repository import LakeFSRepository
 
 app = typer.Typer(
     name="rag",
@@ -94,12 +97,36 @@ def _fail(error: PlumblineError, as_json: bool) -> NoReturn:
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(help="Where to make it.")] = Path(),
+    kb: Annotated[
+        str | None, typer.Option("--kb", help="lakefs://REPOSITORY: keep it on a lakeFS server.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="With --kb: where a new repository keeps its objects: s3://...")
+    ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(help="With --kb: address of `rag serve`, which lakeFS asks before main moves."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a new knowledge base: plumbline.toml, prompts/, golden/, .plumbline/."""
     from knowledge_base.home import KnowledgeBase
 
-    made = KnowledgeBase.create(directory.expanduser().resolve(), read_environment().cache / "models")
+    root, cache = directory.expanduser().resolve(), read_environment().cache
+    if kb is None:
+        if storage or gate:
+            raise UsageError("--storage and --gate need --kb lakefs://REPOSITORY.")
+        made = KnowledgeBase.create(root, cache / "models")
+    else:
+        made = KnowledgeBase.create_remote(
+            root, kb, cache / "models", objects=cache / "objects", storage=storage
+        )
+        if gate:
+            from knowledge_base.lifecycle import ACTIONS, standing
+            from knowledge_base.version_store_lakefs_actions import install_gate
+
+            repository = cast("LakeFSRepository", made.repository)
+            install_gate(repository, gate, {**standing(repository.get_commit("main")), "changed": ACTIONS})
     if as_json:
         print_json({"root": str(made.root), "commit": made.repository.resolve("main")})
     else:

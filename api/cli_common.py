@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from api.settings import read_environment
-from knowledge_base.errors import CheckFailedError, UsageError
+from knowledge_base.errors import CheckFailedError, NotAKnowledgeBaseError, UsageError
 
 if TYPE_CHECKING:
     from ingestion.scan import IngestResult
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from knowledge_base.lifecycle import Gate, Landing
 
 Kb = Annotated[
-    str | None, typer.Option("--kb", help="Knowledge base folder (default: found upwards from here).")
+    str | None, typer.Option("--kb", help="Folder or lakefs://REPOSITORY (default: found upwards).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 Ref = Annotated[str, typer.Option("--ref", help="Branch, tag, commit or main@{2026-11-01}.")]
@@ -35,16 +35,50 @@ def open_knowledge_base(kb: str | None) -> "KnowledgeBase":
     """The one named, the environment's, or the nearest upwards. Raises NotAKnowledgeBaseError."""
     from knowledge_base.home import KnowledgeBase
 
-    return KnowledgeBase.open(find_knowledge_base(kb), read_environment().cache / "models")
+    environment, place = read_environment(), find_knowledge_base(kb)
+    models, objects = environment.cache / "models", environment.cache / "objects"
+    if isinstance(place, str):
+        opened = KnowledgeBase.open_remote(place, environment.cache / "remote", models, objects=objects)
+    else:
+        opened = KnowledgeBase.open(place, models, objects=objects)
+    if environment.index:
+        opened.index_at(environment.index, environment.index_header)
+    return opened
 
 
-def find_knowledge_base(kb: str | None) -> Path:
-    """Its folder. Raises NotAKnowledgeBaseError, UsageError."""
+def make_knowledge_base(place: str, storage: str | None, index: str | None) -> tuple["KnowledgeBase", bool]:
+    """The one at a folder or URL, made if it is not there; whether it has a new working copy."""
+    from knowledge_base.home import KnowledgeBase, find_root, repository_of
+    from knowledge_base.version_store import open_version_store
+
+    cache, new = read_environment().cache, False
+    if place.startswith("lakefs://"):
+        open_version_store(place, cache / "objects", storage).create_repository(
+            repository_of(place), exist_ok=True
+        )
+    else:
+        root = Path(place).expanduser().resolve()
+        try:
+            new = find_root(root) != root
+        except NotAKnowledgeBaseError:
+            new = True
+        if new:
+            KnowledgeBase.create(root, cache / "models")
+    made = open_knowledge_base(place)
+    if index:
+        made.index_at(index, read_environment().index_header)
+    return made, new
+
+
+def find_knowledge_base(kb: str | None) -> Path | str:
+    """Its folder, or its URL. Raises NotAKnowledgeBaseError, UsageError."""
     from knowledge_base.home import find_root
 
     chosen = kb or read_environment().kb
+    if chosen and chosen.startswith("lakefs://"):
+        return chosen
     if chosen and "://" in chosen:
-        raise UsageError(f"{chosen}: only folders are supported by this version.", hint="Use --kb DIR.")
+        raise UsageError(f"{chosen} is no knowledge base.", hint="Use --kb DIR or --kb lakefs://REPOSITORY.")
     return Path(chosen).expanduser().resolve() if chosen else find_root(Path.cwd())
 
 

@@ -15,6 +15,7 @@ from api.cli_common import (
     find_knowledge_base,
     gate_of,
     kept_out,
+    make_knowledge_base,
     open_knowledge_base,
     print_json,
 )
@@ -254,6 +255,38 @@ def restore(
         sys.stdout.write("" if changed else f"Nothing differs from {ref}.\n")
 
 
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="Folder or lakefs://REPOSITORY to copy from.")],
+    destination: Annotated[str, typer.Argument(help="New folder or lakefs://REPOSITORY.")],
+    index: Annotated[
+        str | None, typer.Option(help="Chroma server for the copy's vectors (default: PLUMBLINE_INDEX).")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where a new lakeFS repository keeps its objects: s3://...")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a knowledge base with its history to another store, and compare the two; nothing is embedded."""
+    from api.progress import ingest_progress
+    from knowledge_base.copying import copy_knowledge_base, take_working_files
+
+    original = open_knowledge_base(source)
+    made, new = make_knowledge_base(destination, storage, index)
+    with ingest_progress(enabled=not as_json) as progress:
+        report = copy_knowledge_base(original, made, progress)
+    if new:
+        take_working_files(made)
+    if as_json:
+        print_json({"source": source, "destination": destination, **report.model_dump(), "verified": True})
+    else:
+        sys.stdout.write(
+            f"Copied {report.commits} commits, {report.branches} branches, {report.tags} tags "
+            f"to {destination}.\nRead back and equal: {report.objects} contents, {report.bytes:,} bytes; "
+            f"{report.passages} passages of main indexed, 0 embedded.\n"
+        )
+
+
 # -- care --------------------------------------------------------------------------------------
 
 
@@ -319,7 +352,9 @@ def fsck(
         raise UsageError("--from goes with --repair.", hint="Without it, nothing is restored.")
     restored = []
     if repair:
-        restored = repair_knowledge_base(find_knowledge_base(kb), backup)
+        place = find_knowledge_base(kb)
+        if isinstance(place, Path):
+            restored = repair_knowledge_base(place, backup)
     with working("Checking", enabled=not as_json) as show:
         try:
             problems = list(run(open_knowledge_base(kb), progress=show, repair=repair))

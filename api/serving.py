@@ -8,6 +8,7 @@ from collections import OrderedDict
 from contextlib import AbstractContextManager
 
 from knowledge_base.home import MAIN, KnowledgeBase, release_branches
+from knowledge_base.lifecycle import require_verdict
 from knowledge_base.segments import Segment
 from rag.engine import Engine
 
@@ -31,7 +32,9 @@ class Live:
         self._lock = threading.RLock()
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._following = threading.Lock()
-        self._main = self._open(knowledge_base.repository.resolve(MAIN), MAIN)
+        head = knowledge_base.repository.resolve(MAIN)
+        require_verdict(knowledge_base.repository, head)
+        self._main = self._open(head, MAIN)
         self._checked = time.monotonic()
         self._refused = ("", 0.0)
 
@@ -71,6 +74,7 @@ class Live:
             if commit == self._main.release_ref.commit:
                 self.problem = ""
             elif commit != refused or time.monotonic() - when > _RETRY_SECONDS:
+                require_verdict(self._knowledge_base.repository, commit)
                 self._main = self._open(commit, MAIN)
                 self.problem = ""
         except Exception as error:  # noqa: BLE001 - whatever it is must not take down what already serves

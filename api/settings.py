@@ -21,18 +21,20 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
 }
 _PREFIX = "PLUMBLINE_"
-_KNOWN = {"KB", "CACHE", "ANSWER_LOG", "DEBUG"}
+_KNOWN = {"KB", "CACHE", "ANSWER_LOG", "DEBUG", "INDEX", "INDEX_HEADER"}
 _FOR_TESTS = ("DATA", "TEST_")
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Plumbline's own variables: PLUMBLINE_KB, PLUMBLINE_CACHE, PLUMBLINE_ANSWER_LOG, PLUMBLINE_DEBUG."""
+    """Plumbline's own variables, PLUMBLINE_KB and so on; docs/configuration.md has what each means."""
 
     kb: str | None
     cache: Path
     answer_log: str | None
     debug: bool
+    index: str | None = None
+    index_header: str = ""
 
 
 def silence() -> None:
@@ -64,4 +66,6 @@ def read_environment(values: Mapping[str, str] | None = None) -> Environment:
         cache=Path(own.get("CACHE") or home / "plumbline"),
         answer_log=own.get("ANSWER_LOG") or None,
         debug=own.get("DEBUG", "") not in ("", "0"),
+        index=own.get("INDEX") or None,
+        index_header=own.get("INDEX_HEADER", ""),
     )

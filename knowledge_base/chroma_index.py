@@ -8,6 +8,7 @@ touches there is left out of the hash.
 
 import hashlib
 import os
+import secrets
 import shutil
 import sqlite3
 import tempfile
@@ -29,12 +30,51 @@ _OPENINGS = "acquire_write"  # the table that gets a row at each opening
 _COUNTERS = ((24, 32), (92, 100))
 
 
-def build_chroma(folder: Path, vectors: NDArray[np.float16]) -> None:
-    """Make one collection of inner products; row numbers are the ids.
+class EmbeddedIndex:
+    """The collections of segments in folders of their own: what a segment asks of an index."""
+
+    def build(self, folder: Path, segment: str, vectors: NDArray[np.float16], *, fresh: bool = False) -> None:
+        """Make the collection of a segment below `folder`. Raises DamagedError."""
+        # A name of its own: within a process Chroma knows folders by their paths, and would go on
+        # with the files of the one that this one replaces.
+        build_chroma(folder / f"chroma-{secrets.token_hex(4)}", vectors)
+
+    def open(self, folder: Path, segment: str, vectors: NDArray[np.float16]) -> tuple[Any, Any]:
+        """(client, collection) of a folder whose files were checked. Raises DamagedError."""
+        place = next(folder.glob("chroma-*"), folder / "chroma")
+        return open_chroma(place, vectors[:1].astype(np.float32))
+
+    def query(self, collection: Any, query: NDArray[np.float32], count: int) -> list[int]:
+        """Rows nearest to `query`, best first. Raises DamagedError."""
+        return query_chroma(collection, query, count)
+
+    def check(self, segment: str, vectors: NDArray[np.float16]) -> str | None:
+        """Nothing beyond the files, which their seal checks."""
+        return None
+
+
+def collection_settings(rows: int) -> dict[str, Any]:
+    """How Chroma builds and searches the graph of a segment, in a folder as on a server.
 
     `ef_search` reaches every row of a segment of up to 5,000 passages and stays there above: at
     20,000 passages it finds the exact top 100 in 8 ms. Chroma builds a different graph each time,
     and only a search this thorough gives the same answer from all of them.
+    """
+    return {
+        "hnsw": {
+            "space": "ip",
+            "ef_construction": 200,
+            "max_neighbors": 16,
+            "ef_search": max(100, min(rows, _EXHAUSTIVE)),
+            # Flushed once, when all rows are in: each flush is a moment a crash can tear.
+            "sync_threshold": max(2, rows),
+            "batch_size": max(2, min(100, rows)),
+        }
+    }
+
+
+def build_chroma(folder: Path, vectors: NDArray[np.float16]) -> None:
+    """Make one collection of inner products; row numbers are the ids.
 
     Raises:
         DamagedError: Chroma does not give back what it took.
@@ -43,19 +83,7 @@ def build_chroma(folder: Path, vectors: NDArray[np.float16]) -> None:
 
     client = chromadb.PersistentClient(str(folder), settings=chromadb.Settings(anonymized_telemetry=False))
     collection = client.create_collection(
-        _COLLECTION,
-        embedding_function=None,
-        configuration={
-            "hnsw": {
-                "space": "ip",
-                "ef_construction": 200,
-                "max_neighbors": 16,
-                "ef_search": max(100, min(len(vectors), _EXHAUSTIVE)),
-                # Flushed once, when all rows are in: each flush is a moment a crash can tear.
-                "sync_threshold": max(2, len(vectors)),
-                "batch_size": max(2, min(100, len(vectors))),
-            }
-        },
+        _COLLECTION, embedding_function=None, configuration=collection_settings(len(vectors))
     )
     wide = vectors.astype(np.float32)
     for start in range(0, len(wide), _ADD_BATCH):

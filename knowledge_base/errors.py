@@ -15,6 +15,7 @@ PlumblineError                  exit code 3: something it depends on failed
 │   ├── NoChangesError          the commit or merge would change nothing            (2)
 │   ├── MergeConflictError      both sides changed the same paths                   (1)
 │   ├── HeadMovedError          the branch moved since it was read                  (1)
+│   ├── DirtyBranchError        somebody's uncommitted changes lie on the branch      (1)
 │   ├── ProtectedError          the default branch cannot be deleted                (2)
 │   ├── HookFailedError         a hook refused the change                           (1)
 │   ├── UnsupportedError        this backend cannot do that                         (2)
@@ -154,6 +155,12 @@ class ExpiredError(VersionStoreError):
     """The release is in the log, but `rag gc` removed its content."""
 
     exit_code = 2
+
+
+class DirtyBranchError(VersionStoreError):
+    """Somebody uploaded to the branch and did not commit; a merge would have to mix that in."""
+
+    exit_code = 1
 
 
 class ProtectedError(VersionStoreError):

@@ -116,4 +116,6 @@ def _entry(commit: Commit, refs: list[str]) -> dict[str, Any]:
 
 
 def _date(commit: Commit) -> str:
+    if copied := commit.metadata.get("copied-date"):  # a copy of a release is as old as the release
+        return copied.replace("+00:00", "Z")
     return datetime.fromtimestamp(commit.creation_date, UTC).isoformat().replace("+00:00", "Z")

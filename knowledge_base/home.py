@@ -2,18 +2,26 @@
 
 plumbline.toml, prompts/, golden/    the working copy: edited by people, committed by `rag ingest`
 .plumbline/knowledge.git             the repository: `git log` and `git show` work in it
+.plumbline/remote                    instead of it: the URL of a repository on a lakeFS server
 .plumbline/cache/                    Chroma collections and postings, rebuilt when missing
 .plumbline/answers.sqlite            the answer log
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import exclusive_lock, remove_file, write_bytes
-from knowledge_base.errors import AlreadyExistsError, NotAKnowledgeBaseError, SettingsError
+from knowledge_base.errors import (
+    AlreadyExistsError,
+    NotAKnowledgeBaseError,
+    SettingsError,
+    UnsupportedError,
+    UsageError,
+)
 from knowledge_base.release import (
     GOLDEN_PREFIX,
     PROMPTS_PREFIX,
@@ -26,9 +34,10 @@ from knowledge_base.release import (
     prompts_in,
     settings_in,
 )
-from knowledge_base.version_store import Branch, Repository, open_version_store
+from knowledge_base.version_store import LAKEFS, Branch, Repository, open_version_store
 
 if TYPE_CHECKING:
+    from knowledge_base.chroma_server import ServerIndex
     from knowledge_base.embedders import Embedder
     from knowledge_base.snapshot import Snapshot
 
@@ -38,6 +47,7 @@ WORK_PREFIX = "plumbline-work-"
 EVALUATIONS = "evaluations"
 """The branch that holds verdicts and golden answers: no release, and nothing is merged with it."""
 _REPOSITORY = "knowledge"
+_REMOTE = "remote"
 
 DEFAULT_SETTINGS = """\
 # What decides an answer. Every `rag ingest` commits this file; see docs/configuration.md.
@@ -79,6 +89,8 @@ class KnowledgeBase:
         self.folder = root / ".plumbline"
         self.cache = self.folder / "cache"
         self.lock_seconds = 10.0
+        self.index: ServerIndex | None = None
+        """Where Chroma collections lie, if not in the cache of this machine."""
 
     @classmethod
     def create(cls, root: Path, models: Path) -> "KnowledgeBase":
@@ -88,29 +100,80 @@ class KnowledgeBase:
             AlreadyExistsError: There is one already.
             StorageError: The disk refused.
         """
-        folder = root / ".plumbline"
-        if (folder / f"{_REPOSITORY}.git").exists():
-            raise AlreadyExistsError(
-                f"{root} already holds a knowledge base.", hint="Use it, or choose another folder."
-            )
-        repository = open_version_store(str(folder)).create_repository(_REPOSITORY, default_branch=MAIN)
-        defaults = {f"{PROMPTS_PREFIX}{name}": text for name, text in default_prompts().items()}
-        for name, content in {SETTINGS_PATH: DEFAULT_SETTINGS, **defaults}.items():
-            if not (root / name).exists():
-                write_bytes(root / name, content.encode())
-        (root / GOLDEN_PREFIX).mkdir(exist_ok=True)
-        write_bytes(folder / ".gitignore", b"*\n")
-        return cls(root, repository, models)
+        _refuse_second(root)
+        store = open_version_store(str(root / ".plumbline"))
+        made = cls(root, store.create_repository(_REPOSITORY, default_branch=MAIN), models)
+        made._set_up({})
+        return made
 
     @classmethod
-    def open(cls, root: Path, models: Path) -> "KnowledgeBase":
+    def create_remote(
+        cls, root: Path, url: str, models: Path, *, objects: Path | None = None, storage: str | None = None
+    ) -> "KnowledgeBase":
+        """Make `root` the working copy of a repository on a lakeFS server, which is made if missing.
+
+        The files of its main are written where `root` has none yet. `objects` is where what was fetched
+        is kept, `storage` where a new repository keeps its objects.
+
+        Raises:
+            AlreadyExistsError: There is a knowledge base in `root` already.
+            VersionStoreError: The server cannot be used.
+        """
+        _refuse_second(root)
+        store = open_version_store(url, objects, storage)
+        repository = store.create_repository(repository_of(url), default_branch=MAIN, exist_ok=True)
+        made = cls(root, repository, models)
+        made._set_up(committed_files(repository, repository.resolve(MAIN)))
+        write_bytes(made.folder / _REMOTE, f"{LAKEFS}{repository.id}\n".encode())
+        return made
+
+    def _set_up(self, committed: Mapping[str, bytes]) -> None:
+        """Write the files of a working copy, keeping what is there already."""
+        defaults = {f"{PROMPTS_PREFIX}{name}": text.encode() for name, text in default_prompts().items()}
+        for name, content in (committed or {SETTINGS_PATH: DEFAULT_SETTINGS.encode(), **defaults}).items():
+            if not (self.root / name).exists():
+                write_bytes(self.root / name, content)
+        (self.root / GOLDEN_PREFIX).mkdir(exist_ok=True)
+        write_bytes(self.folder / ".gitignore", b"*\n")
+
+    @classmethod
+    def open(cls, root: Path, models: Path, *, objects: Path | None = None) -> "KnowledgeBase":
         """Open the knowledge base in `root`. Raises NotAKnowledgeBaseError, UnavailableError."""
         folder = root / ".plumbline"
+        if url := remote_of(root):
+            return cls(root, open_version_store(url, objects).get_repository(repository_of(url)), models)
         if not (folder / f"{_REPOSITORY}.git").exists():
             raise NotAKnowledgeBaseError(
                 f"There is no knowledge base in {root}.", hint="Run `rag init` there, or name one with --kb."
             )
         return cls(root, open_version_store(str(folder)).get_repository(_REPOSITORY), models)
+
+    @classmethod
+    def open_remote(
+        cls, url: str, state: Path, models: Path, *, objects: Path | None = None
+    ) -> "KnowledgeBase":
+        """Open a repository on a lakeFS server without a working copy.
+
+        What this machine keeps of it (caches, answer log) lies in a folder of its own below `state`.
+        Raises NotFoundError, UnavailableError, UnauthorizedError.
+        """
+        repository = open_version_store(url, objects).get_repository(repository_of(url))
+        root = state / f"{repository.id}-{sha256_hex(repository.identity.encode())[:12]}"
+        return cls(root, repository, models)
+
+    def index_at(self, url: str, header: str = "") -> None:
+        """Keep the Chroma collections on a server; `header` is for a proxy in front of it.
+
+        Raises UsageError.
+        """
+        from knowledge_base.chroma_server import ServerIndex
+
+        self.index = ServerIndex(url, self.repository.identity, header)
+
+    @property
+    def detached(self) -> bool:
+        """Whether it has no working copy: then its settings, prompts and golden set are those of main."""
+        return self.repository.shared and not (self.root / SETTINGS_PATH).exists()
 
     # -- the working copy ----------------------------------------------------------------------
 
@@ -125,9 +188,13 @@ class KnowledgeBase:
     def working_files(self) -> dict[str, bytes]:
         """plumbline.toml, prompts and golden questions as they are on disk, by commit path.
 
+        Without a working copy they are those of main.
+
         Raises:
             SettingsError: One of them cannot be read as UTF-8 text.
         """
+        if self.detached:
+            return committed_files(self.repository, self.repository.resolve(MAIN))
         paths = [self.root / SETTINGS_PATH]
         paths += sorted((self.root / PROMPTS_PREFIX).glob("*.md")) + sorted(
             (self.root / GOLDEN_PREFIX).glob("*.jsonl")
@@ -153,6 +220,11 @@ class KnowledgeBase:
             NotFoundError: There is no such ref.
             StorageError: The disk refused.
         """
+        if self.detached:
+            raise UsageError(
+                "There is no working copy to restore.",
+                hint=f"Make one: `rag init --kb {LAKEFS}{self.repository.id} DIR`.",
+            )
         released = committed_files(self.repository, self.repository.resolve(ref))
         present = self.working_files()
         differing = sorted(path for path in {*released, *present} if released.get(path) != present.get(path))
@@ -176,7 +248,7 @@ class KnowledgeBase:
         """`ref` opened for search. Raises NotFoundError, DamagedError."""
         from knowledge_base.snapshot import open_snapshot  # numpy: not for `rag log`
 
-        return open_snapshot(self.repository, self.release(ref), self.cache)
+        return open_snapshot(self.repository, self.release(ref), self.cache, self.index)
 
     def embedder(self, settings: EmbedderSettings) -> "Embedder":
         """The embedder that `settings` name. Raises EmbedderError, MissingExtraError."""
@@ -211,9 +283,45 @@ def release_branches(repository: Repository) -> list[Branch]:
 
 
 def repair_repository(root: Path, backup: Path | None, spares: list[bytes]) -> list[str]:
-    """Restore what can be of a repository that may not even open. Raises NotFoundError, StorageError."""
+    """Restore what can be of a repository that may not even open.
+
+    Of one on a lakeFS server nothing is restored: it has backups of its own.
+    Raises NotFoundError, StorageError, UnsupportedError.
+    """
+    if remote_of(root):
+        if backup is not None:
+            raise UnsupportedError(
+                "A lakeFS repository is not restored from a folder.",
+                hint="Restore the server's database and object store, or use `rag copy`.",
+            )
+        return []
     store = open_version_store(str(root / ".plumbline"))
     return store.repair_repository(_REPOSITORY, default_branch=MAIN, backup=backup, spares=spares)
+
+
+def repository_of(url: str) -> str:
+    """The repository that `lakefs://repository` names. Raises UsageError."""
+    name = url.removeprefix(LAKEFS).strip("/")
+    if not name or "/" in name or not url.startswith(LAKEFS):
+        raise UsageError(
+            f"{url} names no knowledge base.", hint="Write lakefs://REPOSITORY; choose a release by --ref."
+        )
+    return name
+
+
+def remote_of(root: Path) -> str | None:
+    """The URL of the repository whose working copy `root` is; None when it holds its own."""
+    try:
+        return (root / ".plumbline" / _REMOTE).read_text("utf-8").strip() or None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _refuse_second(root: Path) -> None:
+    if (root / ".plumbline" / f"{_REPOSITORY}.git").exists() or remote_of(root):
+        raise AlreadyExistsError(
+            f"{root} already holds a knowledge base.", hint="Use it, or choose another folder."
+        )
 
 
 def find_root(start: Path) -> Path:
@@ -223,7 +331,7 @@ def find_root(start: Path) -> Path:
         NotAKnowledgeBaseError: There is none.
     """
     for folder in (start, *start.parents):
-        if (folder / ".plumbline" / f"{_REPOSITORY}.git").exists():
+        if (folder / ".plumbline" / f"{_REPOSITORY}.git").exists() or remote_of(folder):
             return folder
     raise NotAKnowledgeBaseError(
         f"There is no knowledge base in {start} or above.", hint="Run `rag init`, or name one with --kb DIR."

@@ -45,6 +45,7 @@ class IndexDraft:
             lambda name: io.BytesIO(files.tables[name]),
             self.knowledge_base.cache,
             language=self.release.settings.retrieval.language,
+            index=self.knowledge_base.index,
         )
         self.fresh[files.id] = files
         self.segments.append((ref, segment))

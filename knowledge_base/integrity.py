@@ -60,6 +60,10 @@ def fsck(
                 segment.rebuild()
             hint = "" if repair else "; it is rebuilt on use or by `rag rebuild`"
             yield Problem(where=f"cache/{segment.id}", what=f"{torn}{hint}", repaired=repair)
+        if wrong := segment.check_index():
+            if repair:
+                segment.rebuild(fresh=True)
+            yield Problem(where=f"collection/{segment.id}", what=wrong, repaired=repair)
 
 
 def repair_knowledge_base(root: Path, backup: Path | None = None) -> list[str]:
@@ -120,6 +124,6 @@ def rebuild(knowledge_base: KnowledgeBase, ref: str = MAIN) -> int:
     with knowledge_base.writing():
         snapshot = knowledge_base.snapshot(ref)
         for segment in snapshot.segments:
-            segment.rebuild()
+            segment.rebuild(fresh=True)
         snapshot.close()
         return sum(len(segment.passage_hashes) for segment in snapshot.segments)

@@ -5,6 +5,7 @@ the branch is where it was and the work branch is swept by the next command that
 """
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,11 @@ CANDIDATE_PREFIX = "candidate-"
 DRAFT = "draft"
 """Metadata key of commits between a merge and its index: steps inside a merge, no releases."""
 
+_ABANDONED_SECONDS = 24 * 3600
+
 COMPACTION = "compaction"
+ACTIONS = "actions"
+"""What `changed` says of a commit that changes no release."""
 NO_GATE = "NO-GATE"
 UNEVALUATED = "UNEVALUATED"
 
@@ -85,7 +90,7 @@ def work_branch(repository: Repository, head: str) -> Iterator[str]:
     The caller holds the writer lock.
     """
     sweep(repository)
-    work = WORK_PREFIX + secrets.token_hex(6)
+    work = f"{WORK_PREFIX}{int(time.time())}-{secrets.token_hex(6)}"
     repository.create_branch(work, head)
     try:
         yield work
@@ -97,11 +102,22 @@ def work_branch(repository: Repository, head: str) -> Iterator[str]:
 
 
 def sweep(repository: Repository) -> int:
-    """Drop the branches of commands that were killed; the caller holds the writer lock."""
+    """Drop the branches of commands that were killed; the caller holds the writer lock.
+
+    On a store that other machines write to, those of the last day may be theirs and stay.
+    """
+    repository.sweep()
     stale = repository.list_branches(WORK_PREFIX)
+    if repository.shared:
+        stale = [branch for branch in stale if _began(branch.id) < time.time() - _ABANDONED_SECONDS]
     for branch in stale:
         repository.delete_branch(branch.id)
     return len(stale)
+
+
+def _began(work: str) -> int:
+    digits = work.removeprefix(WORK_PREFIX).partition("-")[0]
+    return int(digits) if digits.isdigit() else 0
 
 
 def land(
@@ -273,7 +289,7 @@ def compact(knowledge_base: KnowledgeBase, branch: str = MAIN, *, everything: bo
         segments = list(zip(snapshot.release.manifest.segments, snapshot.segments, strict=True))
         draft = IndexDraft(knowledge_base, snapshot.release, segments)
         dead = sum(not live for live in snapshot.live)
-        known = _standing(repository.get_commit(head))
+        known = standing(repository.get_commit(head))
         transaction = repository.transact(
             branch, message="Compact", metadata={**known, "changed": COMPACTION}, if_head=head
         )
@@ -284,7 +300,7 @@ def compact(knowledge_base: KnowledgeBase, branch: str = MAIN, *, everything: bo
         return transaction.commit
 
 
-def _standing(commit: Commit) -> dict[str, str]:
+def standing(commit: Commit) -> dict[str, str]:
     """What stays true of a release when its content is published again."""
     kept = {
         key: commit.metadata[key] for key in ("documents", "chunks", "override") if key in commit.metadata
@@ -319,7 +335,7 @@ def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: s
             raise NoChangesError(
                 f"{branch!r} is already at {target[:12]}.", hint="`rag log` lists the releases."
             )
-        known = _standing(repository.get_commit(target))
+        known = standing(repository.get_commit(target))
         known.update(changed="rollback", rollback=target)
         transaction = repository.transact(
             branch, message=f"Roll back to {target[:12]}", metadata=known, if_head=head
@@ -335,13 +351,29 @@ def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: s
         return transaction.commit
 
 
+def require_verdict(repository: Repository, commit: str) -> None:
+    """Refuse a release of a shared store that Plumbline's gate never let through.
+
+    A lakeFS server moves main for whoever asks it, past the gate too; then the commit has no verdict.
+
+    Raises:
+        CheckFailedError: It has none.
+    """
+    found = repository.get_commit(commit)
+    if repository.shared and found.parents and "verdict" not in found.metadata:
+        raise CheckFailedError(
+            f"{commit[:12]} was put on main past the gate: it has no verdict.",
+            hint="`rag rollback` brings back the release before it; `rag eval` says what it is worth.",
+        )
+
+
 def _release_before(repository: Repository, head: str) -> str | None:
     """The release before the one whose content `head` has; a compaction changes no content."""
     commit = repository.get_commit(head)
     while commit.parents:
         if target := commit.metadata.get("rollback"):
             commit = repository.get_commit(target)
-        elif commit.metadata.get("changed") == COMPACTION:
+        elif commit.metadata.get("changed") in (COMPACTION, ACTIONS):
             commit = repository.get_commit(commit.parents[0])
         else:
             return commit.parents[0]

@@ -34,6 +34,8 @@ class GcReport(Frozen):
     caches: tuple[str, ...]
     cache_bytes: int
     object_bytes: int
+    collections: tuple[str, ...] = ()
+    """Chroma collections on a server; how much they weigh it does not tell."""
 
     @property
     def bytes(self) -> int:
@@ -59,8 +61,12 @@ def gc(knowledge_base: KnowledgeBase, retention: Retention, *, dry_run: bool = T
         if not dry_run:
             sweep(repository)
         retained, expired = _divide(repository, retention, time.time())
-        object_bytes = repository.gc(0, expire=expired, dry_run=dry_run)
-        idle = _idle_caches(knowledge_base)
+        object_bytes = 0
+        if expired or not repository.shared:  # a shared store frees by rules of its own
+            object_bytes = repository.gc(0, expire=expired, dry_run=dry_run)
+        used = _used_segments(knowledge_base)
+        idle = _idle_caches(knowledge_base, used)
+        collections = knowledge_base.index.idle(used) if knowledge_base.index else []
         journals = abandoned_journals(knowledge_base, time.time())
         cache_bytes = sum(_size(folder) for folder in (*idle, *journals))
         if not dry_run:
@@ -68,6 +74,8 @@ def gc(knowledge_base: KnowledgeBase, retention: Retention, *, dry_run: bool = T
                 drop_cache(folder)
             for folder in journals:
                 remove_folder(folder)
+            if knowledge_base.index:
+                knowledge_base.index.drop(collections)
     return GcReport(
         dry_run=dry_run,
         retained=len(retained),
@@ -75,6 +83,7 @@ def gc(knowledge_base: KnowledgeBase, retention: Retention, *, dry_run: bool = T
         caches=tuple(sorted(folder.name for folder in (*idle, *journals))),
         cache_bytes=cache_bytes,
         object_bytes=object_bytes,
+        collections=tuple(collections),
     )
 
 
@@ -96,7 +105,8 @@ def _divide(repository: Repository, retention: Retention, now: float) -> tuple[s
     return kept, set(everything) - kept
 
 
-def _idle_caches(knowledge_base: KnowledgeBase) -> list[Path]:
+def _used_segments(knowledge_base: KnowledgeBase) -> set[str]:
+    """Ids of the segments that a branch, a tag or the release before main's has."""
     repository = knowledge_base.repository
     refs = [branch.commit_id for branch in release_branches(repository)]
     refs += [tag.commit_id for tag in repository.list_tags()]
@@ -107,6 +117,10 @@ def _idle_caches(knowledge_base: KnowledgeBase) -> list[Path]:
             used |= {segment.id for segment in load_release(repository, commit).manifest.segments}
         except PlumblineError:
             continue  # expired: nobody can search it
+    return used
+
+
+def _idle_caches(knowledge_base: KnowledgeBase, used: set[str]) -> list[Path]:
     if not knowledge_base.cache.exists():
         return []
     folders = [folder for folder in knowledge_base.cache.iterdir() if folder.is_dir()]

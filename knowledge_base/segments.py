@@ -11,7 +11,6 @@ renamed into place. One that is missing, torn or changed is rebuilt from parquet
 
 import json
 import os
-import secrets
 import shutil
 import tempfile
 import threading
@@ -20,19 +19,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knowledge_base.chroma_index import (
-    DATABASE,
-    build_chroma,
-    check_database,
-    open_chroma,
-    query_chroma,
-    seal_database,
-)
+from knowledge_base.chroma_index import DATABASE, EmbeddedIndex, check_database, seal_database
 from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import disk_errors, exclusive_lock, publish_folder, remove_folder
 from knowledge_base.errors import DamagedError
@@ -49,6 +41,26 @@ OpenTable = Callable[[str], BinaryIO]
 """Opens one of TABLES of one segment for reading."""
 
 
+class PassageIndex(Protocol):
+    """Where the collections of segments lie: in folders (`EmbeddedIndex`) or on a server."""
+
+    def build(self, folder: Path, segment: str, vectors: NDArray[np.float16], *, fresh: bool = False) -> None:
+        """Make the collection of a segment, row numbers as ids. Raises DamagedError, UnavailableError."""
+        ...
+
+    def open(self, folder: Path, segment: str, vectors: NDArray[np.float16]) -> tuple[Any, Any]:
+        """(client to close or None, collection). Raises DamagedError, UnavailableError."""
+        ...
+
+    def query(self, collection: Any, query: NDArray[np.float32], count: int) -> list[int]:
+        """Rows nearest to `query`, best first. Raises DamagedError, UnavailableError."""
+        ...
+
+    def check(self, segment: str, vectors: NDArray[np.float16]) -> str | None:
+        """What is wrong with a collection that is no file, None when nothing is."""
+        ...
+
+
 @dataclass
 class _Caches:
     vectors: NDArray[np.float16]
@@ -60,8 +72,17 @@ class _Caches:
 class Segment:
     """One segment opened for reading: tables on demand, caches checked or rebuilt when first used."""
 
-    def __init__(self, id: str, open_table: OpenTable, cache: Path, *, language: str) -> None:
+    def __init__(
+        self,
+        id: str,
+        open_table: OpenTable,
+        cache: Path,
+        *,
+        language: str,
+        index: PassageIndex | None = None,
+    ) -> None:
         self.id = id
+        self._index = index or EmbeddedIndex()
         self.open_table = open_table
         self._folder = cache / id
         self._language = language
@@ -155,12 +176,12 @@ class Segment:
             return np.empty(0, np.int64)
         count = min(count, len(self.passage_hashes))
         try:
-            rows = query_chroma(self._opened(with_chroma=True).collection, query, count)
+            rows = self._index.query(self._opened(with_chroma=True).collection, query, count)
         except DamagedError:
             # gc took the files of a release that still serves, and Chroma wanted to open one more time.
             with self._opening:
                 self._caches = None
-            rows = query_chroma(self._opened(with_chroma=True).collection, query, count)
+            rows = self._index.query(self._opened(with_chroma=True).collection, query, count)
         return np.array(rows, np.int64)
 
     def _opened(self, *, with_chroma: bool = False) -> "_Caches":
@@ -188,8 +209,8 @@ class Segment:
             vectors = np.load(self._folder / "vectors.npy", mmap_mode="r")
             self._caches = _Caches(vectors, Postings(self._folder / f"lexical-{self._language}"))
         if with_chroma and self._caches.collection is None:
-            probe = self._caches.vectors[:1].astype(np.float32)
-            self._caches.client, self._caches.collection = open_chroma(self._chroma(), probe)
+            opened = self._index.open(self._folder, self.id, self._caches.vectors)
+            self._caches.client, self._caches.collection = opened
         return self._caches
 
     def _restore(self) -> None:
@@ -207,9 +228,6 @@ class Segment:
         if self._caches is not None and self._caches.client is not None:
             self._caches.client.close()
         self._caches = None
-
-    def _chroma(self) -> Path:
-        return next(self._folder.glob("chroma-*"), self._folder / "chroma")
 
     def check_cache(self) -> str | None:
         """What is wrong with the caches, None when every sealed file is as it was written.
@@ -229,21 +247,30 @@ class Segment:
             for name, digest in sealed.items():
                 if sha256_hex((self._folder / name).read_bytes()) != digest:
                     return f"{name} has changed"
-            return check_database(self._chroma() / DATABASE, seal["database"])
+            if not isinstance(self._index, EmbeddedIndex):
+                return None  # its collection is not among the files
+            (database,) = self._folder.glob(f"chroma-*/{DATABASE}")
+            return check_database(database, seal["database"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"the cache is missing or unreadable ({type(error).__name__})"
 
-    def rebuild(self) -> None:
+    def check_index(self) -> str | None:
+        """What is wrong with its collection where that lies on a server. Raises UnavailableError."""
+        return self._index.check(self.id, self.read_vectors()) if len(self.passage_hashes) else None
+
+    def rebuild(self, *, fresh: bool = False) -> None:
         """Build the caches from the truth; nothing is embedded.
+
+        A whole collection on a server stays, unless `fresh`.
 
         Raises:
             DamagedError: The truth itself cannot be read, or Chroma does not give back what it took.
             StorageError: The disk refused.
         """
         with self._building():
-            self._build()
+            self._build(fresh=fresh)
 
-    def _build(self) -> None:
+    def _build(self, *, fresh: bool = False) -> None:
         self.close()
         if not len(self.passage_hashes):
             return
@@ -255,9 +282,7 @@ class Segment:
                 vectors = self.read_vectors()
                 np.save(temporary / "vectors.npy", vectors)
                 write_postings(temporary / f"lexical-{self._language}", self.passage_texts(), self._language)
-                # A name of its own: within a process Chroma knows folders by their paths, and would go on
-                # with the files of the one that this one replaces.
-                build_chroma(temporary / f"chroma-{secrets.token_hex(4)}", vectors)
+                self._index.build(temporary, self.id, vectors, fresh=fresh)
                 _seal(temporary, len(vectors))
             with _undisturbed(self._folder.parent):
                 _retire(self._folder)
@@ -287,8 +312,7 @@ def _seal(folder: Path, passages: int) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != DATABASE
     }
-    (chroma,) = folder.glob("chroma-*")
-    database = seal_database(chroma / DATABASE)
+    database = next((seal_database(path) for path in folder.glob(f"chroma-*/{DATABASE}")), None)
     seal = {"passages": passages, "files": files, "database": database}
     (folder / _SEAL).write_bytes(canonical_json({**seal, "sha256": _seal_hash(seal)}))
 
@@ -320,11 +344,18 @@ def _retire(folder: Path) -> None:
 
 
 def open_segments(
-    manifest: Manifest, open_object: Callable[[str], BinaryIO], cache: Path, *, language: str
+    manifest: Manifest,
+    open_object: Callable[[str], BinaryIO],
+    cache: Path,
+    *,
+    language: str,
+    index: PassageIndex | None = None,
 ) -> list[Segment]:
     """The segments of a manifest, nothing read yet; `open_object` opens a path of the release's commit."""
 
     def opener(id: str) -> OpenTable:
         return lambda name: open_object(f"{SEGMENTS_PREFIX}{id}/{name}")
 
-    return [Segment(ref.id, opener(ref.id), cache, language=language) for ref in manifest.segments]
+    return [
+        Segment(ref.id, opener(ref.id), cache, language=language, index=index) for ref in manifest.segments
+    ]

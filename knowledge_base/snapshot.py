@@ -12,7 +12,7 @@ from knowledge_base.documents import Chunk, Document, chunk_id
 from knowledge_base.errors import NotFoundError
 from knowledge_base.lexical import Analyzer, bm25_scores
 from knowledge_base.release import Release, order_paths
-from knowledge_base.segments import Segment, hex_hash, open_segments
+from knowledge_base.segments import PassageIndex, Segment, hex_hash, open_segments
 from knowledge_base.version_store import Repository
 
 _SCANNED = 2048
@@ -323,12 +323,15 @@ def count_chunk_changes(before: Snapshot, after: Snapshot) -> dict[str, int]:
     return {"added": len(new - old), "removed": len(old - new), "total": after.chunk_count}
 
 
-def open_snapshot(repository: Repository, release: Release, cache: Path) -> Snapshot:
+def open_snapshot(
+    repository: Repository, release: Release, cache: Path, index: PassageIndex | None = None
+) -> Snapshot:
     """Open a release for search. Raises DamagedError when its truth cannot be read."""
     segments = open_segments(
         release.manifest,
         lambda path: repository.open_object(release.commit, path),
         cache,
         language=release.settings.retrieval.language,
+        index=index,
     )
     return Snapshot(release, segments)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Protocol, Self
 
-from knowledge_base.errors import InvalidNameError, InvalidPathError, UnsupportedError
+from knowledge_base.errors import HookFailedError, InvalidNameError, InvalidPathError, MissingExtraError
 
 Strategy = Literal["source-wins", "dest-wins"]
 DiffType = Literal["three_dot", "two_dot"]
@@ -29,6 +29,10 @@ class Commit:
     message: str
     creation_date: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+Hook = Callable[[str, str, Commit], None]
+"""Called as `hook(event, branch, commit)`; whatever it raises refuses."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,13 @@ class Repository(Protocol):
 
     id: str
     default_branch: str
+    shared: bool
+    """Whether other machines write to it too: what looks left over may be in use."""
+
+    @property
+    def identity(self) -> str:
+        """Tells this repository from every other one, however it is reached."""
+        ...
 
     def resolve(self, ref: str) -> str:
         """Commit id of a branch, tag, commit id (or unique prefix), `x~N`, `x^N`. Raises NotFoundError."""
@@ -250,8 +261,12 @@ class Repository(Protocol):
         """A new commit on `branch` that undoes `ref`. Raises MergeConflictError, NoChangesError."""
         ...
 
-    def register_hook(self, event: str, hook: Callable[[str, str, Commit], None]) -> None:
+    def register_hook(self, event: str, hook: Hook) -> None:
         """Call `hook(event, branch, commit)` on `pre-commit` or `pre-merge`; what it raises refuses."""
+        ...
+
+    def sweep(self) -> int:
+        """Drop what transactions that were killed left behind; returns how many there were."""
         ...
 
     def verify(self) -> Iterator[str]:
@@ -381,17 +396,42 @@ def _encoding_fault(path: str) -> str | None:
     return None
 
 
-def open_version_store(url: str) -> VersionStore:
-    """Open the store a URL names: a folder path for embedded git.
+def ask_hooks(hooks: Iterable[tuple[str, Hook]], event: str, branch: str, commit: Commit) -> None:
+    """Call those hooks that wait for `event`. Raises HookFailedError."""
+    for wanted, hook in hooks:
+        if wanted != event:
+            continue
+        try:
+            hook(event, branch, commit)
+        except HookFailedError:
+            raise
+        except Exception as error:  # foreign code: whatever it raises is its no
+            raise HookFailedError(f"The {event} hook refused: {error}") from error
+
+
+LAKEFS = "lakefs://"
+
+
+def open_version_store(url: str, cache: Path | None = None, storage: str | None = None) -> VersionStore:
+    """Open the store a URL names: a folder for embedded git, `lakefs://` for the lakeFS server.
+
+    The server's address and credentials are those of lakeFS's own tools. `cache` is a folder where
+    what was fetched from a server is kept, `storage` where new repositories keep their objects.
 
     Raises:
-        UnsupportedError: The URL's scheme has no backend.
+        MissingExtraError: The lakefs package is not installed.
+        UnauthorizedError: No lakeFS credentials are configured.
     """
-    if url.startswith("lakefs://"):
-        raise UnsupportedError(
-            "The lakeFS backend is not part of this version.",
-            hint="Use a folder: embedded git needs no server.",
-        )
-    from knowledge_base.version_store_git import GitVersionStore
+    if not url.startswith(LAKEFS):
+        from knowledge_base.version_store_git import GitVersionStore
 
-    return GitVersionStore(Path(url))
+        return GitVersionStore(Path(url))
+    try:
+        from knowledge_base.version_store_lakefs import LakeFSVersionStore
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("lakefs", "lakefs_sdk", "yaml", "urllib3"):
+            raise
+        raise MissingExtraError(
+            "lakeFS needs the lakefs package.", hint="pip install 'plumbline[lakefs]'"
+        ) from error
+    return LakeFSVersionStore(cache=cache, storage=storage)

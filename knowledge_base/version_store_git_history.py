@@ -5,7 +5,6 @@ import heapq
 import re
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import pygit2
 
 from knowledge_base.durable import disk_errors, remove_file
 from knowledge_base.errors import DamagedError, NotFoundError
+from knowledge_base.ref_expressions import parse_ref, too_far_back, unknown_ref
 from knowledge_base.version_store import Commit
 from knowledge_base.version_store_git_messages import parse_message
 from knowledge_base.version_store_git_objects import GIT_ERRORS, Git, Objects, read_pointer, translated
 
-_EXPRESSION = re.compile(r"([-.\w]{1,100})(@\{[^{}]{1,40}\})?((?:[~^][0-9]{0,6}){0,20})", re.ASCII)
 _NAME = re.compile(r"[-.\w]{1,200}", re.ASCII)
 _PREFIX = re.compile(r"[0-9a-f]{4,40}", re.ASCII)
 
@@ -28,19 +27,18 @@ def find_commit(git: Any, ref: str) -> Any:
     Raises:
         NotFoundError: Nothing has that name, or the history does not reach so far.
     """
-    matched = _EXPRESSION.fullmatch(ref)
+    expression = parse_ref(ref)
     with translated(f"reading {ref!r}"):
-        commit = _named(git, matched[1]) if matched else None
-        if matched is None or commit is None:
-            raise NotFoundError("ref", ref, hint="`rag log` lists the releases; branches and tags work too.")
-        if matched[2]:
-            commit = _at(git, commit, matched[2][2:-1], ref)
-        for step, digits in re.findall(r"([~^])([0-9]*)", matched[3]):
-            count = int(digits or 1)
+        commit = _named(git, expression.name)
+        if commit is None:
+            raise unknown_ref(ref)
+        if expression.until is not None:
+            commit = _at(git, commit, expression.until, ref)
+        for step, count in expression.steps:
             for _ in range(count if step == "~" else min(count, 1)):
                 parent = 1 if step == "~" else count
                 if parent > len(commit.parent_ids):
-                    raise NotFoundError("ref", ref, hint="The history is not that long.")
+                    raise too_far_back(ref)
                 commit = git[commit.parent_ids[parent - 1]]
         return commit
 
@@ -87,16 +85,7 @@ def _named(git: Any, name: str) -> Any:
     return found if found.type == pygit2.GIT_OBJECT_COMMIT else None
 
 
-def _at(git: Any, commit: Any, date: str, ref: str) -> Any:
-    try:
-        moment = datetime.fromisoformat(date)
-    except ValueError as error:
-        raise NotFoundError(
-            "ref", ref, hint="Write a date as main@{2026-11-01} or main@{2026-11-01T09:30}."
-        ) from error
-    if "T" not in date and " " not in date:
-        moment = moment.replace(hour=23, minute=59, second=59)  # a day means how it ended
-    limit = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def _at(git: Any, commit: Any, limit: float, ref: str) -> Any:
     while commit.commit_time > limit:
         if not commit.parent_ids:
             raise NotFoundError("ref", ref, hint="The history starts later.")

@@ -4,18 +4,18 @@ Writes are objects first, then one ref, moved while an OS lock is held that dies
 """
 
 import contextlib
+import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from knowledge_base.durable import exclusive_lock, step
+from knowledge_base.durable import exclusive_lock, step, write_bytes
 from knowledge_base.errors import (
     AlreadyExistsError,
     DamagedError,
     ExpiredError,
     HeadMovedError,
-    HookFailedError,
     NoChangesError,
     NotFoundError,
     ProtectedError,
@@ -27,9 +27,11 @@ from knowledge_base.version_store import (
     Commit,
     CommonPrefix,
     DiffType,
+    Hook,
     ObjectInfo,
     Strategy,
     Tag,
+    ask_hooks,
     validate_branch_name,
     validate_tag_name,
 )
@@ -51,11 +53,11 @@ from knowledge_base.version_store_git_trees import apply_changes, compare_trees,
 _LOCK_SECONDS = 60.0
 _ABANDONED_SECONDS = 60.0
 
-Hook = Callable[[str, str, Commit], None]
-
 
 class GitRepository:
     """One bare repository; safe to read from several threads."""
+
+    shared = False
 
     def __init__(self, id: str, path: Path, committer: Committer = None) -> None:
         self.id = id
@@ -76,6 +78,16 @@ class GitRepository:
     @property
     def _git(self) -> Any:
         return self._objects.git
+
+    @property
+    def identity(self) -> str:
+        """A random name, kept beside the repository from when it is first asked for."""
+        path = self._path / "plumbline-identity"
+        if not path.exists():
+            with self._writing():
+                if not path.exists():
+                    write_bytes(path, secrets.token_hex(16).encode())
+        return path.read_text()
 
     # -- refs ----------------------------------------------------------------------------------
 
@@ -317,9 +329,7 @@ class GitRepository:
             author = signature(git, self._committer)
             oid = git.create_commit(None, author, author, text, tree, [parent.id for parent in parents])
             commit = describe(git[kept(git, oid)])
-        for wanted, hook in self._hooks:
-            if wanted == event:
-                _ask(hook, event, branch, commit)
+        ask_hooks(self._hooks, event, branch, commit)
         with translated(f"moving branch {branch!r}", writing=True), step("move branch"):
             reference = git.references[f"refs/heads/{branch}"].resolve()
             if str(reference.target) != head:  # somebody pushed with git, which does not take our lock
@@ -390,6 +400,10 @@ class GitRepository:
 
     # -- care ----------------------------------------------------------------------------------
 
+    def sweep(self) -> int:
+        """Nothing to do: what a killed transaction staged no ref reaches, and gc collects it."""
+        return 0
+
     def verify(self) -> Iterator[str]:
         """Read every object that a ref reaches and check its hash, large files too."""
         try:
@@ -418,12 +432,3 @@ def _expired(commit: str) -> ExpiredError:
 def _require_head(branch: str, expected: str | None, actual: Any) -> None:
     if expected is not None and expected != str(actual.id):
         raise HeadMovedError(branch, expected, str(actual.id))
-
-
-def _ask(hook: Hook, event: str, branch: str, commit: Commit) -> None:
-    try:
-        hook(event, branch, commit)
-    except HookFailedError:
-        raise
-    except Exception as error:  # a hook is foreign code: whatever it raises is its no
-        raise HookFailedError(f"The {event} hook refused: {error}") from error

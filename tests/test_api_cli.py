@@ -118,7 +118,8 @@ def test_standard_input_and_globs_are_ingested(kb: Path, tmp_path: Path) -> None
         (["fsck", "--from", "backup.git"], 2, "goes with --repair"),
         (["frobnicate"], 2, "frobnicate"),
         (["ask", "x", "--kb", "/no/such/folder"], 2, "no knowledge base"),
-        (["ask", "x", "--kb", "lakefs://repo"], 2, "only folders"),
+        (["ask", "x", "--kb", "s3://bucket"], 2, "is no knowledge base"),
+        (["ask", "x", "--kb", "lakefs://repo"], 3, "No lakeFS credentials"),
     ],
 )
 def test_mistakes_get_one_clear_line(kb: Path, arguments: list[str], code: int, said: str) -> None:

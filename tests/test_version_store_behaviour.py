@@ -1,11 +1,13 @@
-"""What every version store must do. A new backend adds itself to the `store` fixture and nothing else."""
+"""What every version store must do. A new backend adds itself to `BACKENDS` in conftest and nothing else."""
 
 import io
+import secrets
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from knowledge_base.errors import (
@@ -18,28 +20,35 @@ from knowledge_base.errors import (
     NoChangesError,
     NotFoundError,
     ProtectedError,
+    UnsupportedError,
 )
 from knowledge_base.version_store import (
     Commit,
     CommonPrefix,
     Repository,
     VersionStore,
-    open_version_store,
     validate_path,
 )
 
-BACKENDS = ("git",)
 LARGE = b"0123456789abcdef" * 100_000
 
 
-@pytest.fixture(params=BACKENDS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> VersionStore:
-    return open_version_store(str(tmp_path / "store"))
+@pytest.fixture
+def prefix(backend: str) -> str:
+    """What keeps names apart on a server that others use too."""
+    return f"plumbline-{secrets.token_hex(4)}-" if backend == "lakefs-real" else ""
 
 
 @pytest.fixture
-def repository(store: VersionStore) -> Repository:
-    return store.create_repository("knowledge")
+def store(version_store: VersionStore, prefix: str) -> Iterator[VersionStore]:
+    yield version_store
+    for name in version_store.list_repositories(prefix) if prefix else ():
+        version_store.delete_repository(name)
+
+
+@pytest.fixture
+def repository(store: VersionStore, prefix: str) -> Repository:
+    return store.create_repository(f"{prefix}knowledge")
 
 
 def put(repository: Repository, branch: str = "main", /, **files: str) -> str:
@@ -64,17 +73,19 @@ def test_a_new_repository_has_one_commit_and_no_objects(repository: Repository) 
 
 def test_a_repository_cannot_be_created_twice(store: VersionStore, repository: Repository) -> None:
     with pytest.raises(AlreadyExistsError):
-        store.create_repository("knowledge")
-    assert store.create_repository("knowledge", exist_ok=True).id == "knowledge"
+        store.create_repository(repository.id)
+    assert store.create_repository(repository.id, exist_ok=True).id == repository.id
 
 
-def test_repositories_are_listed_and_deleted(store: VersionStore, repository: Repository) -> None:
-    store.create_repository("another")
-    assert store.list_repositories() == ["another", "knowledge"]
-    assert store.list_repositories("kn") == ["knowledge"]
-    store.delete_repository("another")
+def test_repositories_are_listed_and_deleted(
+    store: VersionStore, repository: Repository, prefix: str
+) -> None:
+    another = store.create_repository(f"{prefix}another").id
+    assert store.list_repositories(prefix) == [another, repository.id]
+    assert store.list_repositories(f"{prefix}kn") == [repository.id]
+    store.delete_repository(another)
     with pytest.raises(NotFoundError):
-        store.get_repository("another")
+        store.get_repository(another)
 
 
 @pytest.mark.parametrize("name", ["ab", "Upper", "-x-", "a_b", "a/b", "münchen", "abc\n", "a" * 64])
@@ -695,16 +706,16 @@ def test_revert_undoes_one_commit(repository: Repository) -> None:
 FILES = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([b"0", b"1", b"2"]), max_size=6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(base=FILES, ours=FILES, theirs=FILES)
 def test_merge_equals_a_merge_of_dicts(
-    tmp_path_factory: pytest.TempPathFactory,
+    store: VersionStore,
+    prefix: str,
     base: dict[str, bytes],
     ours: dict[str, bytes],
     theirs: dict[str, bytes],
 ) -> None:
-    store = open_version_store(str(tmp_path_factory.mktemp("store")))
-    repository = store.create_repository("knowledge")
+    repository = store.create_repository(f"{prefix}{secrets.token_hex(8)}")
 
     def become(branch: str, files: dict[str, bytes]) -> None:
         with repository.transact(branch, message=branch, allow_empty=True) as transaction:
@@ -822,7 +833,10 @@ def test_gc_keeps_everything_that_is_reachable(repository: Repository) -> None:
     with pytest.raises(RuntimeError), repository.transact("main", message="x") as transaction:
         transaction.upload("lost", b"y" * 2_000_000)
         raise RuntimeError
-    assert repository.gc(grace_seconds=3600) == 0
+    try:
+        assert repository.gc(grace_seconds=3600) == 0
+    except UnsupportedError as error:
+        pytest.skip(error.message)
     assert repository.gc(grace_seconds=-1) >= 2_000_000
     assert list(repository.verify()) == []
     assert set(tree(repository)) == {"a", "large"}

@@ -1,0 +1,123 @@
+"""The gate on lakeFS: the action file asks before main moves, and what got past it is not served."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from api.serving import Live
+from ingestion.pipeline import IngestOptions, ingest
+from ingestion.sources import list_sources
+from knowledge_base.errors import CheckFailedError, HookFailedError, UsageError
+from knowledge_base.home import KnowledgeBase
+from knowledge_base.lifecycle import rollback
+from knowledge_base.version_store_lakefs_actions import GATE_ROUTE, gate_action, install_gate
+from knowledge_base.version_store_lakefs_repository import LakeFSRepository
+from tests.lakefs_server import LakeFSServer
+
+
+class Gate:
+    """A web server in the gate's place: what it was asked, and what it says."""
+
+    def __init__(self) -> None:
+        self.status, self.asked = 200, list[tuple[str, str, dict[str, Any]]]()
+        gate = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                gate.asked.append((self.path, self.headers["authorization"], body))
+                self.send_response(gate.status)
+                self.end_headers()
+                self.wfile.write(b"faithfulness fell from 0.9 to 0.4")
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Quiet."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    thread = threading.Thread(target=made.http.serve_forever, args=(0.05,))
+    thread.start()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def remote(lakefs_server: LakeFSServer, tmp_path: Path, models: Path) -> KnowledgeBase:
+    lakefs_server.actions.environment["LAKEFSACTION_PLUMBLINE_TOKEN"] = "secret"
+    return KnowledgeBase.create_remote(
+        tmp_path / "kb", "lakefs://knowledge", models, objects=tmp_path / "objects"
+    )
+
+
+def repository_of(kb: KnowledgeBase) -> LakeFSRepository:
+    assert isinstance(kb.repository, LakeFSRepository)
+    return kb.repository
+
+
+def test_the_action_file_is_one_that_lakefs_takes() -> None:
+    action = yaml.safe_load(gate_action("http://plumbline:8000/", "main"))
+    events = action.get("on", action.get(True))  # YAML 1.1 takes a bare `on` for true
+    assert events == {"pre-merge": {"branches": ["main"]}, "pre-create-tag": None}
+    (hook,) = action["hooks"]
+    assert hook["properties"]["url"] == f"http://plumbline:8000{GATE_ROUTE}"
+    assert hook["properties"]["headers"] == {"Authorization": "Bearer {{ ENV.LAKEFSACTION_PLUMBLINE_TOKEN }}"}
+    for wrong in ("plumbline", "ftp://x", 'http://x"\nhooks: []'):
+        with pytest.raises(UsageError):
+            gate_action(wrong, "main")
+
+
+def test_the_gate_is_asked_and_its_report_is_shown(remote: KnowledgeBase, gate: Gate, sources: Path) -> None:
+    repository = repository_of(remote)
+    assert install_gate(repository, gate.url, {"verdict": "UNEVALUATED"}) is not None
+    assert install_gate(repository, gate.url, {"verdict": "UNEVALUATED"}) is None
+    assert gate.asked == [], "nobody is there yet to be asked about the file itself"
+    gate.status = 422
+    head = repository.resolve("main")
+    with pytest.raises(HookFailedError, match="faithfulness fell"):
+        ingest(remote, list_sources([str(sources)]), IngestOptions())
+    assert repository.resolve("main") == head
+    path, token, body = gate.asked[0]
+    assert (path, token, body["event_type"]) == (GATE_ROUTE, "Bearer secret", "pre-merge")
+    assert (body["branch_id"], body["repository_id"]) == ("main", "knowledge")
+    gate.status = 200
+    assert ingest(remote, list_sources([str(sources)]), IngestOptions()).published
+    gate.status = 422
+    with pytest.raises(HookFailedError):
+        repository.create_tag("v1", "main")
+    assert repository.list_tags() == []
+    assert [item.path for item in repository.list_objects("main") if "lakefs" in item.path] == []
+
+
+def test_what_got_past_the_gate_is_not_served(
+    remote: KnowledgeBase, lakefs_server: LakeFSServer, sources: Path
+) -> None:
+    ingest(remote, list_sources([str(sources)]), IngestOptions())
+    live = Live(remote)
+    served = live.engine().release_ref.commit
+    held = lakefs_server.store.get("knowledge")
+    held.create_branch("sneaky", "main", False)
+    held.upload("sneaky", "documents/x.md", b"x", "text/plain", {})
+    held.commit("sneaky", "x", {}, None, False)
+    held.merge("sneaky", "main", {})
+    live._checked = 0.0
+    assert live.engine().release_ref.commit == served
+    assert "past the gate" in live.problem
+    with pytest.raises(CheckFailedError, match="past the gate"):
+        Live(remote)
+    rollback(remote)
+    live._checked = 0.0
+    assert live.engine().release_ref.commit == remote.repository.resolve("main")
+    assert live.problem == ""
