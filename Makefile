@@ -61,6 +61,9 @@ bench: $(VENV)/installed-dev  ## every benchmark (the better part of an hour)
 	$(BIN)/python -m benchmarks.segments
 	$(BIN)/python -m benchmarks.abstention
 	$(BIN)/python -m benchmarks.gate
+	$(BIN)/python -m benchmarks.judge
+	$(BIN)/python -m benchmarks.answers
+	$(BIN)/python -m benchmarks.teams
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
