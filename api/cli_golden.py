@@ -75,9 +75,9 @@ def import_rows(
 @app.command()
 def generate(
     source: Annotated[
-        Literal["corpus", "model", "log"],
+        Literal["corpus", "model", "log", "feedback"],
         typer.Option(
-            "--from", help="Sentences and headings, the judge's language model, or logged questions."
+            "--from", help="Sentences and headings, the judge's model, logged questions, or feedback on them."
         ),
     ] = "corpus",
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=10_000, help="At most so many.")] = 20,
@@ -97,12 +97,15 @@ def generate(
 
 
 def _make(knowledge_base: "KnowledgeBase", source: str, number: int) -> "list[GoldenQuestion]":
-    from eval.golden_generate import from_corpus, from_log, generate_with_model
+    from eval.golden_generate import from_corpus, from_feedback, from_log, generate_with_model
 
-    if source == "log":
+    if source in ("log", "feedback"):
         from rag.answer_log import AnswerLog
 
-        return from_log(AnswerLog(answer_log_url(knowledge_base)).recent(_LOGGED), number)
+        log = AnswerLog(answer_log_url(knowledge_base))
+        if source == "log":
+            return from_log(log.recent(_LOGGED), number)
+        return from_feedback(log.feedback(_LOGGED), number)
     if source == "corpus":
         return from_corpus(knowledge_base.snapshot(), number)
     return generate_with_model(knowledge_base, number)

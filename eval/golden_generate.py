@@ -1,4 +1,4 @@
-"""Candidate golden rows from the corpus and from the answer log, for people to approve or retire."""
+"""Candidate golden rows from the corpus, the answer log and feedback, for people to approve or retire."""
 
 import random
 import re
@@ -13,6 +13,7 @@ from knowledge_base.home import KnowledgeBase
 from knowledge_base.sentences import split_sentences
 from knowledge_base.snapshot import Snapshot
 from rag.answer import Answer
+from rag.answer_log import Feedback
 
 _SENTENCE = re.compile(
     r"(?P<subject>(?:The |A |An )?[A-Za-z][\w'-]*(?: [\w'-]+){0,7}?) "
@@ -24,6 +25,7 @@ _VAGUE = re.compile(
     r"so|for|but)\b|.*\b(?:that|which|who|whose|what|where|there)\b",
     re.IGNORECASE,
 )
+_MARKER = re.compile(r"\s*\[\d+\]")
 _LENGTHS = range(20, 301)
 _SENTENCE_SOURCE, _HEADING_SOURCE = "generated from a sentence", "generated from a heading"
 
@@ -131,6 +133,33 @@ def _logged(answer: Answer) -> GoldenQuestion:
         state="candidate",
         source=f"log, certainty {certainty(answer):.2f}",
         tags=("logged",),
+    )
+
+
+def from_feedback(given: Iterable[tuple[Answer, Feedback]], count: int) -> list[GoldenQuestion]:
+    """Up to `count` candidates from what readers said of answers, complaints first, the newest of each kind.
+
+    A correction is proposed as the reference answer, or the answer itself where it was liked; the document
+    of the citation that helped as the required one.
+    """
+    rows: dict[str, tuple[str, GoldenQuestion]] = {}
+    for answer, said in given:
+        row = _rated(answer, said)
+        rows.setdefault(row.id, (said.rating, row))
+    return [row for _, row in sorted(rows.values(), key=lambda one: one[0] != "down")][:count]
+
+
+def _rated(answer: Answer, said: Feedback) -> GoldenQuestion:
+    liked = said.rating == "up" and not answer.abstained
+    helped = answer.citations[said.citation - 1].path if liked and said.citation else None
+    return GoldenQuestion(
+        id=make_id(answer.question),
+        question=answer.question,
+        answer=said.correction or (_MARKER.sub("", answer.answer) if liked else None),
+        document=helped,
+        state="candidate",
+        source=f"feedback, thumb {said.rating}",
+        tags=("feedback",),
     )
 
 

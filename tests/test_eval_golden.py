@@ -9,12 +9,13 @@ import pytest
 from eval.evaluate import evaluate_release
 from eval.golden import GoldenQuestion, parse_golden
 from eval.golden_files import GoldenFiles, read_import
-from eval.golden_generate import certainty, from_corpus, from_log, generate_with_model
+from eval.golden_generate import certainty, from_corpus, from_feedback, from_log, generate_with_model
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import ModelError, NotFoundError, SettingsError, UsageError
 from knowledge_base.home import KnowledgeBase
+from rag.answer_log import Feedback
 from rag.engine import Engine
 from tests.openai_server import Reply, Request, ScriptedServer, scripted_server
 
@@ -106,6 +107,24 @@ def test_logged_questions_become_candidates_the_least_certain_first(knowledge_ba
     rows = from_log([sure, unsure, sure], 10)
     assert [row.question for row in rows] == [unsure.question, sure.question]
     assert [row.document for row in rows] == [None, "install.md"]
+
+
+def test_what_readers_said_becomes_candidates_complaints_first(knowledge_base: KnowledgeBase) -> None:
+    engine = Engine.open(knowledge_base)
+    port = engine.ask("What is the default port of the server?")
+    founder = engine.ask("Who founded the company?")
+    given = [
+        (port, Feedback(rating="up", citation=1)),
+        (founder, Feedback(rating="down", correction="Astrid Lund, in 1987.")),
+        (port, Feedback(rating="down")),
+    ]
+    rows = from_feedback(given, 10)
+    assert [(row.question, row.answer, row.document) for row in rows] == [
+        (founder.question, "Astrid Lund, in 1987.", None),
+        (port.question, "The default port of the server is 8420.", "install.md"),
+    ]
+    assert {row.state for row in rows} == {"candidate"}
+    assert len(from_feedback(given, 1)) == 1
 
 
 def test_making_questions_with_a_model_needs_one(knowledge_base: KnowledgeBase) -> None:
