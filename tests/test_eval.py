@@ -199,7 +199,7 @@ def test_a_release_of_another_embedder_still_gets_a_verdict(
 ) -> None:
     head = golden.repository.resolve("main")
     candidate = golden.repository.resolve("main~1")
-    monkeypatch.setattr("eval.evaluate.load_golden", lambda repository, ref: load_golden(repository, head))
+    monkeypatch.setattr("eval.case.load_golden", lambda repository, ref: load_golden(repository, head))
     opened = Engine.open
 
     def refuse_main(kb: KnowledgeBase, ref: str) -> Engine:

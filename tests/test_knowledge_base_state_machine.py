@@ -113,10 +113,11 @@ def same(documents: DocumentChanges, before: Documents, after: Documents) -> boo
 
 @dataclass(frozen=True)
 class Version:
-    """The model of one commit."""
+    """The model of one commit; `restores` is the commit whose content a rollback or compaction has."""
 
     parents: tuple[str, ...]
     documents: Documents
+    restores: str = ""
 
 
 class Versions(RuleBasedStateMachine):
@@ -155,6 +156,15 @@ class Versions(RuleBasedStateMachine):
             line.append(parents[0])
         return line
 
+    def release_before(self, commit: str) -> str | None:
+        """The release before the one whose content a commit has; None when nothing reaches it any more."""
+        while restored := self.versions[commit].restores:
+            if restored not in self.versions:
+                return None
+            commit = restored
+        parents = self.versions[commit].parents
+        return parents[0] if parents else self.root
+
     def merge_base(self, one: str, other: str) -> str:
         """git's choice, which must be one of the best: after merges both ways there may be several."""
         common = self.ancestors(one) & self.ancestors(other)
@@ -163,11 +173,11 @@ class Versions(RuleBasedStateMachine):
         assert base in best
         return base
 
-    def moved(self, branch: str, documents: Documents, *others: str) -> None:
+    def moved(self, branch: str, documents: Documents, *others: str, restores: str = "") -> None:
         """`branch` has a new commit with those documents."""
         commit = self.kb.repository.resolve(branch)
         assert commit not in self.versions
-        self.versions[commit] = Version((self.branches[branch], *others), documents)
+        self.versions[commit] = Version((self.branches[branch], *others), documents, restores)
         self.branches[branch] = commit
 
     def text(self, parts: list[str | None]) -> str:
@@ -284,9 +294,10 @@ class Versions(RuleBasedStateMachine):
     def rollback(self, branch: str, number: int | None) -> None:
         if branch not in self.branches:
             return
-        line = self.first_parents(self.branches[branch])
         ref = None if number is None else list(self.versions)[number % len(self.versions)]
-        target = ref or line[1]
+        target = ref or self.release_before(self.branches[branch])
+        if target is None:
+            return
         before, wanted = self.documents(branch), self.versions[target].documents
         try:
             rollback(self.kb, ref, branch=branch)
@@ -297,7 +308,7 @@ class Versions(RuleBasedStateMachine):
         else:
             event("rollback")
             assert target != self.root
-            self.moved(branch, wanted)
+            self.moved(branch, wanted, restores=target)
 
     @rule(branch=branches, everything=st.booleans())
     def compact(self, branch: str, everything: bool) -> None:
@@ -309,7 +320,7 @@ class Versions(RuleBasedStateMachine):
         except NoChangesError:
             return
         event("compact")
-        self.moved(branch, self.documents(branch))
+        self.moved(branch, self.documents(branch), restores=self.branches[branch])
         assert ranking(self.kb, branch) == before
         if everything:
             assert len(self.kb.release(branch).manifest.segments) <= 1
