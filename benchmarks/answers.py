@@ -165,7 +165,9 @@ def gold_answers(name: str) -> dict[str, list[str]]:
     if name == "clapnq":
         rows = read_jsonl(data_folder() / "clapnq" / "dev_A.jsonl")
         return {
-            row["id"]: [" ".join(text.lower().split()) for text in row["selected_sentences"]]
+            row["id"]: [
+                " ".join(text.lower().split()) for chosen in row["selected_sentences"] for text in chosen
+            ]
             for row in rows
             if row["answerable"]
         }
@@ -178,11 +180,11 @@ def sampled(task: Task, count: int) -> Task:
     return replace(task, questions={key: task.questions[key] for key in keys})
 
 
-def compare(count: int) -> dict[str, Any]:
-    """Every task on every side."""
+def compare(chosen: Sequence[str], count: int) -> dict[str, Any]:
+    """The chosen tasks on every side."""
     results: dict[str, Any] = {}
-    for name, load in TASKS.items():
-        task = sampled(load(data_folder()), count)
+    for name in chosen:
+        task = sampled(TASKS[name](data_folder()), count)
         names = list(task.documents)
         with scratch() as scratched:
             folder = Path(scratched)
@@ -249,9 +251,13 @@ def main() -> None:
     """Print the tables."""
     made = parser(__doc__ or "")
     made.add_argument("--questions", type=int, default=1000, help="of each task, at most about so many")
+    made.add_argument("--tasks", default=",".join(TASKS), help="comma-separated")
     made.add_argument("--parts", action="store_true", help="what each part of retrieval adds")
     arguments = made.parse_args()
-    results = parts(arguments.questions) if arguments.parts else compare(arguments.questions)
+    if arguments.parts:
+        results = parts(arguments.questions)
+    else:
+        results = compare(arguments.tasks.split(","), arguments.questions)
     if arguments.json:
         print(json.dumps(results))
         return
