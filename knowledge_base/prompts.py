@@ -72,7 +72,7 @@ def parse_prompt(file_name: str, text: str) -> Prompt:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
-            f"prompts/{file_name}: {key}: {first['msg']}.", hint="See docs/prompts.md."
+            f"prompts/{file_name}: {key}: {first['msg']}.", hint="See docs/answers.md."
         ) from error
     _check(file_name, prompt)
     return prompt

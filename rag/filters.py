@@ -22,7 +22,7 @@ from knowledge_base.version_store import Repository
 _CONDITION = re.compile(r"\s*([a-z]+(?:\.[^=~<>!]+?)?)\s*(!=|>=|<=|=|~|>|<)\s*(.+?)\s*", re.DOTALL)
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _FIELDS = "path, type, title, heading, page, meta.KEY and changed"
-_HINT = f'For example --where "path=guides/*", with one of {_FIELDS}; see docs/retrieval.md.'
+_HINT = f'For example --where "path=guides/*", with one of {_FIELDS}; see docs/answers.md.'
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "!=": operator.ne,

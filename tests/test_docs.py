@@ -41,3 +41,16 @@ def test_every_command_is_in_the_readme_and_the_readme_names_no_other() -> None:
     commands = set(re.findall(r"^  ([a-z]+) +[A-Z]", help_text.stdout, re.MULTILINE))
     named = set(re.findall(r"`rag ([a-z]+)", (ROOT / "README.md").read_text()))
     assert commands == named
+
+
+def test_every_page_that_the_code_or_a_page_names_is_there() -> None:
+    packages = ("rag", "ingestion", "eval", "api", "knowledge_base", "benchmarks")
+    files = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    files += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    named = {
+        page
+        for path in files
+        for page in re.findall(r"(?<!\.\./)docs/[\w-]+\.(?:md|yaml|yml|svg)", path.read_text())
+    }
+    assert len(named) > 5
+    assert not {page for page in named if not (ROOT / page).exists()}
