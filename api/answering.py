@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.hosting import Served
 from api.problems import problem_of
-from api.serving import Live
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Context, Event, ReleaseRef, Turn
@@ -46,8 +46,8 @@ class Results(BaseModel):
     results: list[Context]
 
 
-def answering_routes(live: Live, answer_log: AnswerLog) -> APIRouter:
-    """The routes over one knowledge base."""
+def answering_routes() -> APIRouter:
+    """The routes."""
     router = APIRouter(prefix="/v1")
 
     # Plain functions: FastAPI runs them in its thread pool, and embedding a question is CPU work.
@@ -56,29 +56,29 @@ def answering_routes(live: Live, answer_log: AnswerLog) -> APIRouter:
         response_model=Answer,
         responses={200: {"content": {"text/event-stream": {}}, "description": "The answer, or its events."}},
     )
-    def query(body: Question) -> Response | Answer:
-        engine = live.engine(body.ref)
+    def query(body: Question, at: Served) -> Response | Answer:
+        engine = at.live.engine(body.ref)
         given: dict[str, Any] = {"history": body.history, "where": parse_conditions(body.where)}
         if not body.stream:
             answer = engine.ask(body.question, body.top_k, **given)
-            record(answer_log, answer)
+            record(at.answer_log, answer)
             return answer
         events = begin(engine.stream(body.question, body.top_k, **given))
-        return stream_response(_as_events(events, lambda answer: record(answer_log, answer)))
+        return stream_response(_as_events(events, lambda answer: record(at.answer_log, answer)))
 
     @router.post("/search")
-    def search(body: Search) -> Results:
-        engine = live.engine(body.ref)
+    def search(body: Search, at: Served) -> Results:
+        engine = at.live.engine(body.ref)
         found = engine.search(body.question, body.top_k, parse_conditions(body.where))
         return Results(question=body.question, release=engine.release_ref, results=found)
 
     @router.get("/answers/{id}")
-    def answer_by_id(id: str) -> Answer:
-        return answer_log.answer(id)
+    def answer_by_id(id: str, at: Served) -> Answer:
+        return at.answer_log.answer(id)
 
     @router.post("/answers/{id}/feedback", status_code=204)
-    def rate(id: str, body: Feedback) -> None:
-        answer_log.rate(id, body)
+    def rate(id: str, body: Feedback, at: Served) -> None:
+        at.answer_log.rate(id, body)
 
     return router
 

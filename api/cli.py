@@ -18,6 +18,7 @@ from api.cli_common import (
 from api.cli_golden import app as golden
 from api.cli_ingest import app as ingesting
 from api.cli_prompts import app as prompts
+from api.cli_serve import app as serving
 from api.cli_versions import app as versions
 from api.settings import read_environment, silence
 from knowledge_base.errors import PlumblineError, StorageError, UsageError
@@ -184,44 +185,9 @@ def report(
         raise typer.Exit(made.exit_code)
 
 
-@app.command()
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
-    kb: Kb = None,
-) -> None:
-    """Serve the HTTP API: POST /v1/query, POST /v1/search, GET /healthz."""
-    import socket
-
-    import uvicorn
-
-    from api.server import create_app
-    from api.serving import Live
-    from rag.answer_log import AnswerLog
-
-    knowledge_base = open_knowledge_base(kb)
-    answer_log = AnswerLog(answer_log_url(knowledge_base))
-    try:
-        listening = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
-    except OSError as error:
-        raise UsageError(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-            hint="Choose another --host or --port.",
-        ) from error
-    live = Live(knowledge_base)
-    release = live.engine().release_ref.commit[:12]
-    shown = f"[{host}]" if ":" in host else host
-    sys.stderr.write(
-        f"Serving {release} of main on http://{shown}:{listening.getsockname()[1]}; Ctrl-C stops.\n"
-    )
-    config = uvicorn.Config(create_app(live, answer_log), log_level="warning")
-    uvicorn.Server(config).run(sockets=[listening])
-
-
 app.add_typer(ingesting)
 app.add_typer(asking)
 app.add_typer(golden, name="golden")
 app.add_typer(prompts, name="prompt")
+app.add_typer(serving)
 app.add_typer(versions)

@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from api.answering import begin, record, stream_response
+from api.hosting import Host, Hosted
 from api.problems import problem_of
-from api.serving import Live
 from knowledge_base.errors import NotFoundError, PlumblineError, UsageError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Event, Turn
@@ -60,37 +60,42 @@ class Completion(BaseModel):
     stream_options: StreamOptions | None = None
 
 
-def openai_routes(live: Live, answer_log: AnswerLog, name: str) -> APIRouter:
-    """The routes over the knowledge base `name`."""
+def openai_routes(host: Host) -> APIRouter:
+    """The routes; a model's name says which knowledge base."""
     router = APIRouter(prefix="/v1")
 
     @router.get("/models")
     def models() -> dict[str, Any]:
         made = {"object": "model", "created": 0, "owned_by": "plumbline"}
-        names = [name, *(f"{name}@{ref}" for ref in live.refs() if ref != MAIN)]
-        return {"object": "list", "data": [{"id": known, **made} for known in names]}
+        return {"object": "list", "data": [{"id": name, **made} for at in host for name in _models(at)]}
 
     @router.post("/chat/completions", response_model=None)
     def complete(body: Completion, request: Request) -> Response:
-        engine = live.engine(_ref(body.model, name))
+        at, ref = _meant(body.model, host)
+        engine = at.live.engine(ref)
         question, history = _conversation(body.messages)
         links = str(request.base_url)
         if not body.stream:
             answer = engine.ask(question, history=history)
-            record(answer_log, answer)
+            record(at.answer_log, answer)
             return JSONResponse(_whole(body.model, answer, links))
         events = begin(engine.stream(question, history=history))
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return stream_response(_chunks(body.model, events, links, answer_log, usage))
+        return stream_response(_chunks(body.model, events, links, at.answer_log, usage))
 
     return router
 
 
-def _ref(model: str, name: str) -> str:
-    known, _, ref = model.partition("@")
-    if known != name:
-        raise NotFoundError("model", model, hint=f"This server has {name!r}, and {name + '@REF'!r}.")
-    return ref or MAIN
+def _models(at: Hosted) -> list[str]:
+    return [at.name, *(f"{at.name}@{ref}" for ref in at.live.refs() if ref != MAIN)]
+
+
+def _meant(model: str, host: Host) -> tuple[Hosted, str]:
+    name, _, ref = model.partition("@")
+    try:
+        return host.get(name), ref or MAIN
+    except NotFoundError as error:
+        raise NotFoundError("model", model, hint=f"{error.hint} A release of it is NAME@REF.") from error
 
 
 def _conversation(messages: list[Message]) -> tuple[str, list[Turn]]:

@@ -1,4 +1,4 @@
-"""The HTTP API: the application over one knowledge base, put together from its routes."""
+"""The HTTP API, put together from its routes."""
 
 from typing import Annotated, Literal
 
@@ -7,13 +7,12 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.answering import answering_routes
+from api.hosting import Host, Served
 from api.openai_routes import openai_routes
 from api.problems import handle_errors
-from api.serving import Live
 from knowledge_base.errors import UsageError
 from knowledge_base.home import MAIN
 from rag.answer import ReleaseRef
-from rag.answer_log import AnswerLog
 
 _MAX_BODY_BYTES = 256 * 1024
 
@@ -38,23 +37,25 @@ class Health(BaseModel):
     detail: str = ""
 
 
-def create_app(live: Live, answer_log: AnswerLog) -> FastAPI:
-    """The application over one knowledge base."""
+def create_app(host: Host) -> FastAPI:
+    """The application over the knowledge bases of `host`."""
     # No /docs: that page is fetched from a public server. /openapi.json describes the same.
     app = FastAPI(title="Plumbline", version="0.1.0", docs_url=None, redoc_url=None)
+    app.state.host = host
     app.add_middleware(_BodyLimit)
     handle_errors(app)
-    app.include_router(answering_routes(live, answer_log))
-    app.include_router(openai_routes(live, answer_log, live.name))
+    app.include_router(answering_routes())
+    app.include_router(openai_routes(host))
 
     @app.get("/v1/documents/{path:path}")
     def document(
         path: str,
+        at: Served,
         ref: Annotated[str, Query(max_length=200)] = MAIN,
         start: Annotated[int, Query(ge=0)] = 0,
         end: Annotated[int | None, Query(ge=0)] = None,
     ) -> DocumentText:
-        engine = live.engine(ref)
+        engine = at.live.engine(ref)
         text = engine.snapshot.document_text(path)
         last = len(text) if end is None else end
         if not start <= last <= len(text):
@@ -67,15 +68,15 @@ def create_app(live: Live, answer_log: AnswerLog) -> FastAPI:
         )
 
     @app.get("/healthz")
-    def health() -> Health:
-        engine = live.engine()
+    def health(at: Served) -> Health:
+        engine = at.live.engine()
         manifest = engine.release.manifest
         return Health(
-            status="stale" if live.problem else "ok",
+            status="stale" if at.live.problem else "ok",
             release=engine.release_ref,
             documents=manifest.documents,
             chunks=manifest.chunks,
-            detail=live.problem,
+            detail=at.live.problem,
         )
 
     return app

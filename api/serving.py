@@ -38,11 +38,6 @@ class Live:
         self._checked = time.monotonic()
         self._refused = ("", 0.0)
 
-    @property
-    def name(self) -> str:
-        """What the knowledge base is called: its folder's name."""
-        return self._knowledge_base.root.name
-
     def refs(self) -> list[str]:
         """Branches and tags that can be asked, without those of commands under way."""
         repository = self._knowledge_base.repository

@@ -8,6 +8,7 @@ import httpx
 import pytest
 import uvicorn
 
+from api.hosting import Host, Hosted
 from api.server import create_app
 from api.serving import Live
 from ingestion.pipeline import IngestOptions, ingest
@@ -34,9 +35,10 @@ def live(knowledge_base: KnowledgeBase) -> Live:
 
 
 @pytest.fixture
-def client(live: Live, answer_log: AnswerLog) -> Iterator[httpx.Client]:
+def client(knowledge_base: KnowledgeBase, live: Live, answer_log: AnswerLog) -> Iterator[httpx.Client]:
     """A client of a real server on a port of its own."""
-    config = uvicorn.Config(create_app(live, answer_log), port=0, log_level="critical")
+    host = Host([Hosted(knowledge_base.root.name, knowledge_base, live, answer_log)])
+    config = uvicorn.Config(create_app(host), port=0, log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

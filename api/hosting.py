@@ -1,0 +1,60 @@
+"""The knowledge bases of one server, and what a request is about: which of them, and who asks."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from api.serving import Live
+from knowledge_base.errors import NotFoundError, UsageError
+from knowledge_base.home import KnowledgeBase
+from rag.answer_log import AnswerLog
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """One knowledge base being served."""
+
+    name: str
+    knowledge_base: KnowledgeBase
+    live: Live
+    answer_log: AnswerLog
+
+
+class Host:
+    """The knowledge bases of one server, by name; the first is what a request without a name means."""
+
+    def __init__(self, hosted: Iterable[Hosted]) -> None:
+        self._hosted: dict[str, Hosted] = {}
+        for one in hosted:
+            if one.name in self._hosted:
+                raise UsageError(
+                    f"Two knowledge bases are called {one.name!r}.", hint="Name one: --kb NAME=DIR."
+                )
+            self._hosted[one.name] = one
+        self.default = next(iter(self._hosted.values()))
+
+    def __iter__(self) -> Iterator[Hosted]:
+        yield from self._hosted.values()
+
+    def get(self, name: str | None) -> Hosted:
+        """The one of that name. Raises NotFoundError."""
+        if not name:
+            return self.default
+        if name not in self._hosted:
+            known = ", ".join(self._hosted)
+            raise NotFoundError("knowledge base", name, hint=f"This server has {known}.")
+        return self._hosted[name]
+
+
+def _hosted(
+    request: Request,
+    kb: Annotated[str | None, Query(max_length=200, description="Which knowledge base.")] = None,
+) -> Hosted:
+    host: Host = request.app.state.host
+    return host.get(kb)
+
+
+Served = Annotated[Hosted, Depends(_hosted)]
+"""The knowledge base that a request is about: `?kb=NAME`, or the first."""
