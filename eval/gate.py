@@ -145,17 +145,7 @@ def judge(
         missing.append(obstacle)
     worse = [_tell(metric, "fell by") for metric in metrics if metric.inferior]
     unsettled = [_tell(metric, "may have fallen: by") for metric in metrics if metric.unsettled]
-    status: Status = (
-        "FAIL"
-        if broken
-        else "INCOMPLETE"
-        if missing
-        else "FAIL"
-        if worse
-        else "INCONCLUSIVE"
-        if unsettled
-        else "PASS"
-    )
+    status = _status(broken, missing, worse, unsettled)
     losses = _losses(candidate, baseline, rules.margins) if baseline else ()
     reasons = broken + missing + worse + unsettled + _describe(losses)
     if status == "PASS" and baseline is None:
@@ -175,6 +165,19 @@ def judge(
         repetitions=repetitions,
         reused=candidate.reused,
     )
+
+
+def _status(
+    broken: Sequence[str], missing: Sequence[str], worse: Sequence[str], unsettled: Sequence[str]
+) -> Status:
+    """The first of what was found decides, the gravest first."""
+    if broken:
+        return "FAIL"
+    if missing:
+        return "INCOMPLETE"
+    if worse:
+        return "FAIL"
+    return "INCONCLUSIVE" if unsettled else "PASS"
 
 
 def _names(scores: Scores) -> list[str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from knowledge_base.errors import DocumentError, InvalidPathError, SourceError
+from knowledge_base.naming import validate_path
 from knowledge_base.release import DOCUMENTS_PREFIX
-from knowledge_base.version_store import validate_path
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec

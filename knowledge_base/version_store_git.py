@@ -10,7 +10,7 @@ import pygit2
 
 from knowledge_base.durable import disk_errors, exclusive_lock, remove_folder, sync_folder, write_bytes
 from knowledge_base.errors import AlreadyExistsError, NotFoundError
-from knowledge_base.version_store import validate_branch_name, validate_repository_name
+from knowledge_base.naming import validate_branch_name, validate_repository_name
 from knowledge_base.version_store_git_messages import format_message
 from knowledge_base.version_store_git_objects import Committer, Git, Objects, signature, translated
 from knowledge_base.version_store_git_repair import CONFIG, repair

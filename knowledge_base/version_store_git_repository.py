@@ -21,6 +21,7 @@ from knowledge_base.errors import (
     ProtectedError,
     UnavailableError,
 )
+from knowledge_base.naming import validate_branch_name, validate_tag_name
 from knowledge_base.version_store import (
     Branch,
     Change,
@@ -32,8 +33,6 @@ from knowledge_base.version_store import (
     Strategy,
     Tag,
     ask_hooks,
-    validate_branch_name,
-    validate_tag_name,
 )
 from knowledge_base.version_store_git_history import (
     describe,

@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from knowledge_base.errors import NotFoundError
-from knowledge_base.version_store import Commit, ObjectInfo, validate_path
+from knowledge_base.naming import validate_path
+from knowledge_base.version_store import Commit, ObjectInfo
 from knowledge_base.version_store_git_objects import Objects, translated
 from knowledge_base.version_store_git_trees import walk_files
 

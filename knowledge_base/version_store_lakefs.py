@@ -16,8 +16,8 @@ from knowledge_base.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from knowledge_base.naming import validate_branch_name, validate_repository_name
 from knowledge_base.object_cache import ObjectCache
-from knowledge_base.version_store import validate_branch_name, validate_repository_name
 from knowledge_base.version_store_lakefs_client import Client, LostAnswerError
 from knowledge_base.version_store_lakefs_repository import LakeFSRepository
 

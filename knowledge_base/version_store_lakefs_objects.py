@@ -12,8 +12,9 @@ from lakefs_sdk import PathList
 
 from knowledge_base.durable import disk_errors
 from knowledge_base.errors import DamagedError, InvalidPathError, NotFoundError, VersionStoreError
+from knowledge_base.naming import validate_path
 from knowledge_base.object_cache import ObjectCache
-from knowledge_base.version_store import CommonPrefix, ObjectInfo, validate_path
+from knowledge_base.version_store import CommonPrefix, ObjectInfo
 from knowledge_base.version_store_lakefs_client import PARALLEL, Client
 
 RESERVED = "_lakefs"

@@ -13,20 +13,10 @@ from knowledge_base.errors import (
     ProtectedError,
     UnavailableError,
 )
+from knowledge_base.naming import RESERVED_BRANCH_PREFIX, validate_branch_name, validate_tag_name
 from knowledge_base.object_cache import ObjectCache
 from knowledge_base.ref_expressions import parse_ref, too_far_back, unknown_ref
-from knowledge_base.version_store import (
-    RESERVED_BRANCH_PREFIX,
-    Branch,
-    Change,
-    Commit,
-    CommonPrefix,
-    DiffType,
-    ObjectInfo,
-    Tag,
-    validate_branch_name,
-    validate_tag_name,
-)
+from knowledge_base.version_store import Branch, Change, Commit, CommonPrefix, DiffType, ObjectInfo, Tag
 from knowledge_base.version_store_lakefs_client import HOOK_SECONDS, Client
 from knowledge_base.version_store_lakefs_history import describe, hook_report, newest_first
 from knowledge_base.version_store_lakefs_objects import RESERVED, Objects

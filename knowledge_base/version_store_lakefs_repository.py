@@ -25,15 +25,9 @@ from knowledge_base.errors import (
     PlumblineError,
     UnsupportedError,
 )
+from knowledge_base.naming import RESERVED_BRANCH_PREFIX
 from knowledge_base.object_cache import ObjectCache
-from knowledge_base.version_store import (
-    RESERVED_BRANCH_PREFIX,
-    Commit,
-    Hook,
-    ObjectInfo,
-    Strategy,
-    ask_hooks,
-)
+from knowledge_base.version_store import Commit, Hook, ObjectInfo, Strategy, ask_hooks
 from knowledge_base.version_store_lakefs_client import HOOK_SECONDS, Client
 from knowledge_base.version_store_lakefs_history import (
     TRANSACTION,

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from knowledge_base.errors import NotFoundError
-from knowledge_base.version_store import Commit, ObjectInfo, validate_path
+from knowledge_base.naming import validate_path
+from knowledge_base.version_store import Commit, ObjectInfo
 from knowledge_base.version_store_lakefs_client import PARALLEL
 from knowledge_base.version_store_lakefs_objects import (
     Objects,

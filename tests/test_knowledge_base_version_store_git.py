@@ -25,7 +25,8 @@ from knowledge_base.errors import (
     StorageError,
     UnavailableError,
 )
-from knowledge_base.version_store import Commit, Repository, validate_path
+from knowledge_base.naming import validate_path
+from knowledge_base.version_store import Commit, Repository
 from knowledge_base.version_store_git import GitRepository, GitVersionStore
 from knowledge_base.version_store_git_messages import format_message, parse_message
 

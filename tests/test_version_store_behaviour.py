@@ -22,13 +22,8 @@ from knowledge_base.errors import (
     ProtectedError,
     UnsupportedError,
 )
-from knowledge_base.version_store import (
-    Commit,
-    CommonPrefix,
-    Repository,
-    VersionStore,
-    validate_path,
-)
+from knowledge_base.naming import validate_path
+from knowledge_base.version_store import Commit, CommonPrefix, Repository, VersionStore
 
 LARGE = b"0123456789abcdef" * 100_000
 
