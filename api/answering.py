@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.hosting import Served
+from api.access import Reader
 from api.problems import problem_of
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN
@@ -56,8 +56,8 @@ def answering_routes() -> APIRouter:
         response_model=Answer,
         responses={200: {"content": {"text/event-stream": {}}, "description": "The answer, or its events."}},
     )
-    def query(body: Question, at: Served) -> Response | Answer:
-        engine = at.live.engine(body.ref)
+    def query(body: Question, at: Reader) -> Response | Answer:
+        engine = at.engine(body.ref)
         given: dict[str, Any] = {"history": body.history, "where": parse_conditions(body.where)}
         if not body.stream:
             answer = engine.ask(body.question, body.top_k, **given)
@@ -67,17 +67,17 @@ def answering_routes() -> APIRouter:
         return stream_response(_as_events(events, lambda answer: record(at.answer_log, answer)))
 
     @router.post("/search")
-    def search(body: Search, at: Served) -> Results:
-        engine = at.live.engine(body.ref)
+    def search(body: Search, at: Reader) -> Results:
+        engine = at.engine(body.ref)
         found = engine.search(body.question, body.top_k, parse_conditions(body.where))
         return Results(question=body.question, release=engine.release_ref, results=found)
 
     @router.get("/answers/{id}")
-    def answer_by_id(id: str, at: Served) -> Answer:
+    def answer_by_id(id: str, at: Reader) -> Answer:
         return at.answer_log.answer(id)
 
     @router.post("/answers/{id}/feedback", status_code=204)
-    def rate(id: str, body: Feedback, at: Served) -> None:
+    def rate(id: str, body: Feedback, at: Reader) -> None:
         at.answer_log.rate(id, body)
 
     return router

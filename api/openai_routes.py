@@ -15,8 +15,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
+from api.access import Session, Visit, Visitor
 from api.answering import begin, record, stream_response
-from api.hosting import Host, Hosted
 from api.problems import problem_of
 from knowledge_base.errors import NotFoundError, PlumblineError, UsageError
 from knowledge_base.home import MAIN
@@ -60,19 +60,19 @@ class Completion(BaseModel):
     stream_options: StreamOptions | None = None
 
 
-def openai_routes(host: Host) -> APIRouter:
+def openai_routes() -> APIRouter:
     """The routes; a model's name says which knowledge base."""
     router = APIRouter(prefix="/v1")
 
     @router.get("/models")
-    def models() -> dict[str, Any]:
+    def models(visit: Visitor) -> dict[str, Any]:
         made = {"object": "model", "created": 0, "owned_by": "plumbline"}
-        return {"object": "list", "data": [{"id": name, **made} for at in host for name in _models(at)]}
+        return {"object": "list", "data": [{"id": name, **made} for at in visit for name in _models(at)]}
 
     @router.post("/chat/completions", response_model=None)
-    def complete(body: Completion, request: Request) -> Response:
-        at, ref = _meant(body.model, host)
-        engine = at.live.engine(ref)
+    def complete(body: Completion, request: Request, visit: Visitor) -> Response:
+        at, ref = _meant(body.model, visit)
+        engine = at.engine(ref)
         question, history = _conversation(body.messages)
         links = str(request.base_url)
         if not body.stream:
@@ -86,14 +86,14 @@ def openai_routes(host: Host) -> APIRouter:
     return router
 
 
-def _models(at: Hosted) -> list[str]:
-    return [at.name, *(f"{at.name}@{ref}" for ref in at.live.refs() if ref != MAIN)]
+def _models(at: Session) -> list[str]:
+    return [at.name, *(f"{at.name}@{ref}" for ref in at.hosted.live.refs() if ref != MAIN)]
 
 
-def _meant(model: str, host: Host) -> tuple[Hosted, str]:
+def _meant(model: str, visit: Visit) -> tuple[Session, str]:
     name, _, ref = model.partition("@")
     try:
-        return host.get(name), ref or MAIN
+        return visit.session(name), ref or MAIN
     except NotFoundError as error:
         raise NotFoundError("model", model, hint=f"{error.hint} A release of it is NAME@REF.") from error
 

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from knowledge_base.errors import NotFoundError, PlumblineError
+from knowledge_base.errors import ForbiddenError, NotFoundError, PlumblineError
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -38,7 +38,8 @@ def handle_errors(app: FastAPI) -> None:
 
 def problem_of(error: PlumblineError) -> dict[str, Any]:
     """The problem that one of our errors is to the caller."""
-    status = 404 if isinstance(error, NotFoundError) else 400 if error.exit_code == 2 else 503
+    known = {NotFoundError: 404, ForbiddenError: 403}
+    status = known.get(type(error), 400 if error.exit_code == 2 else 503)
     return problem(status, type(error).__name__, error.message, error.hint)
 
 

@@ -6,8 +6,9 @@ from fastapi import FastAPI, HTTPException, Query
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.access import Reader
 from api.answering import answering_routes
-from api.hosting import Host, Served
+from api.hosting import Host
 from api.openai_routes import openai_routes
 from api.problems import handle_errors
 from knowledge_base.errors import UsageError
@@ -45,17 +46,17 @@ def create_app(host: Host) -> FastAPI:
     app.add_middleware(_BodyLimit)
     handle_errors(app)
     app.include_router(answering_routes())
-    app.include_router(openai_routes(host))
+    app.include_router(openai_routes())
 
     @app.get("/v1/documents/{path:path}")
     def document(
         path: str,
-        at: Served,
+        at: Reader,
         ref: Annotated[str, Query(max_length=200)] = MAIN,
         start: Annotated[int, Query(ge=0)] = 0,
         end: Annotated[int | None, Query(ge=0)] = None,
     ) -> DocumentText:
-        engine = at.live.engine(ref)
+        engine = at.engine(ref)
         text = engine.snapshot.document_text(path)
         last = len(text) if end is None else end
         if not start <= last <= len(text):
@@ -68,15 +69,15 @@ def create_app(host: Host) -> FastAPI:
         )
 
     @app.get("/healthz")
-    def health(at: Served) -> Health:
-        engine = at.live.engine()
+    def health(at: Reader) -> Health:
+        engine = at.engine()
         manifest = engine.release.manifest
         return Health(
-            status="stale" if at.live.problem else "ok",
+            status="stale" if at.hosted.live.problem else "ok",
             release=engine.release_ref,
             documents=manifest.documents,
             chunks=manifest.chunks,
-            detail=at.live.problem,
+            detail=at.hosted.live.problem,
         )
 
     return app

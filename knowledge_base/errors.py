@@ -6,6 +6,7 @@ PlumblineError                  exit code 3: something it depends on failed
 │   ├── NotAKnowledgeBaseError  there is no knowledge base where one was expected
 │   ├── SourceError             a source path cannot be used
 │   └── MissingExtraError       an optional package is not installed
+├── ForbiddenError              exit code 2: this caller may not do that
 ├── CheckFailedError            exit code 1: a check said no (gate, --strict, fsck)
 ├── VersionStoreError
 │   ├── NotFoundError           no such repository, branch, tag, ref or object      (2)
@@ -65,6 +66,12 @@ class SourceError(UsageError):
 
 class MissingExtraError(UsageError):
     """An optional package is not installed."""
+
+
+class ForbiddenError(PlumblineError):
+    """Whoever asks may not do that."""
+
+    exit_code = 2
 
 
 class CheckFailedError(PlumblineError):
