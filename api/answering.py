@@ -19,6 +19,9 @@ from rag.filters import parse_conditions
 
 _LOG = logging.getLogger(__name__)
 
+RELEASE_HEADER = "X-Plumbline-Release"
+"""Carries the commit of the release that answered."""
+
 
 class Search(BaseModel):
     """What to search for, in which release, among which passages."""
@@ -56,19 +59,22 @@ def answering_routes() -> APIRouter:
         response_model=Answer,
         responses={200: {"content": {"text/event-stream": {}}, "description": "The answer, or its events."}},
     )
-    def query(body: Question, at: Reader) -> Response | Answer:
+    def query(body: Question, at: Reader, response: Response) -> Response | Answer:
         engine = at.engine(body.ref)
+        response.headers[RELEASE_HEADER] = engine.release_ref.commit
         given: dict[str, Any] = {"history": body.history, "where": parse_conditions(body.where)}
         if not body.stream:
             answer = engine.ask(body.question, body.top_k, **given)
             record(at.answer_log, answer)
             return answer
         events = begin(engine.stream(body.question, body.top_k, **given))
-        return stream_response(_as_events(events, lambda answer: record(at.answer_log, answer)))
+        lines = _as_events(events, lambda answer: record(at.answer_log, answer))
+        return stream_response(lines, engine.release_ref)
 
     @router.post("/search")
-    def search(body: Search, at: Reader) -> Results:
+    def search(body: Search, at: Reader, response: Response) -> Results:
         engine = at.engine(body.ref)
+        response.headers[RELEASE_HEADER] = engine.release_ref.commit
         found = engine.search(body.question, body.top_k, parse_conditions(body.where))
         return Results(question=body.question, release=engine.release_ref, results=found)
 
@@ -102,9 +108,9 @@ def begin(events: Iterator[Event]) -> Iterator[Event]:
     return all_of_them()
 
 
-def stream_response(lines: Iterator[str]) -> StreamingResponse:
+def stream_response(lines: Iterator[str], release: ReleaseRef) -> StreamingResponse:
     """Server-sent events that no proxy holds back."""
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", RELEASE_HEADER: release.commit}
     return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
 

@@ -12,9 +12,12 @@ from knowledge_base.errors import UsageError
 if TYPE_CHECKING:
     import socket
 
-    from api.hosting import Hosted
+    from api.hosting import Host, Hosted
 
 app = typer.Typer()
+
+_DRAIN_SECONDS = 30
+"""How long requests that are under way at the end have."""
 
 
 @app.command()
@@ -25,12 +28,15 @@ def serve(
         list[str] | None,
         typer.Option("--kb", help="DIR, lakefs://REPOSITORY or NAME=either; may be given several times."),
     ] = None,
+    linger: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds after SIGTERM in which /readyz says 503 and all is still answered."
+        ),
+    ] = 1.0,
 ) -> None:
-    """Serve the HTTP API: POST /v1/query, POST /v1/search, GET /healthz."""
-    import uvicorn
-
+    """Serve the HTTP API: POST /v1/query, POST /v1/search, GET /readyz."""
     from api.hosting import Host
-    from api.server import create_app
 
     served = Host(map(_hosted, kb or ("",)))
     listening = _listen(host, port)
@@ -39,7 +45,7 @@ def serve(
         release = one.live.engine().release_ref.commit[:12]
         sys.stderr.write(f"Serving {release} of {one.name} on http://{shown}:{number}\n")
     sys.stderr.write("Ctrl-C stops.\n")
-    uvicorn.Server(uvicorn.Config(create_app(served), log_level="warning")).run(sockets=[listening])
+    _run(served, listening, linger)
 
 
 def _hosted(given: str) -> "Hosted":
@@ -53,6 +59,34 @@ def _hosted(given: str) -> "Hosted":
         name, _, place = given.partition("=")
     opened = open_knowledge_base(place or None)
     return Hosted(name or opened.root.name, opened, Live(opened), AnswerLog(answer_log_url(opened)))
+
+
+def _run(served: "Host", listening: "socket.socket", linger: float) -> None:
+    """Serve until a signal; at SIGTERM stay for `linger` seconds, then finish what is under way."""
+    import signal
+    import time
+    from types import FrameType
+
+    import uvicorn
+
+    from api.server import create_app
+
+    class Server(uvicorn.Server):  # type: ignore[misc]
+        """uvicorn's stops listening the moment it is told to: a load balancer would learn it from errors."""
+
+        leave = float("inf")
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if sig == signal.SIGTERM and not served.draining:
+                served.draining, self.leave = True, time.monotonic() + linger
+            else:
+                super().handle_exit(sig, frame)
+
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or time.monotonic() > self.leave
+
+    config = uvicorn.Config(create_app(served), log_level="warning", timeout_graceful_shutdown=_DRAIN_SECONDS)
+    Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> "socket.socket":

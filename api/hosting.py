@@ -26,6 +26,8 @@ class Host:
     """The knowledge bases of one server, by name; the first is what a request without a name means."""
 
     def __init__(self, hosted: Iterable[Hosted]) -> None:
+        self.draining = False
+        """Whether the server is about to stop: it still answers, and wants no more requests."""
         self._hosted: dict[str, Hosted] = {}
         for one in hosted:
             if one.name in self._hosted:

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from api.access import Session, Visit, Visitor
-from api.answering import begin, record, stream_response
+from api.answering import RELEASE_HEADER, begin, record, stream_response
 from api.problems import problem_of
 from knowledge_base.errors import NotFoundError, PlumblineError, UsageError
 from knowledge_base.home import MAIN
@@ -78,10 +78,12 @@ def openai_routes() -> APIRouter:
         if not body.stream:
             answer = engine.ask(question, history=history)
             record(at.answer_log, answer)
-            return JSONResponse(_whole(body.model, answer, links))
+            headers = {RELEASE_HEADER: engine.release_ref.commit}
+            return JSONResponse(_whole(body.model, answer, links), headers=headers)
         events = begin(engine.stream(question, history=history))
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return stream_response(_chunks(body.model, events, links, at.answer_log, usage))
+        lines = _chunks(body.model, events, links, at.answer_log, usage)
+        return stream_response(lines, engine.release_ref)
 
     return router
 

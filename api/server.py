@@ -1,6 +1,6 @@
 """The HTTP API, put together from its routes."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Query
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from api.answering import answering_routes
 from api.hosting import Host
 from api.openai_routes import openai_routes
 from api.problems import handle_errors
+from api.service_routes import following, service_routes
 from knowledge_base.errors import UsageError
 from knowledge_base.home import MAIN
 from rag.answer import ReleaseRef
@@ -28,25 +29,16 @@ class DocumentText(BaseModel):
     text: str
 
 
-class Health(BaseModel):
-    """What is being served; `stale` when main's newest release could not be opened, with the reason."""
-
-    status: Literal["ok", "stale"]
-    release: ReleaseRef
-    documents: int
-    chunks: int
-    detail: str = ""
-
-
 def create_app(host: Host) -> FastAPI:
     """The application over the knowledge bases of `host`."""
     # No /docs: that page is fetched from a public server. /openapi.json describes the same.
-    app = FastAPI(title="Plumbline", version="0.1.0", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Plumbline", version="0.1.0", docs_url=None, redoc_url=None, lifespan=following(host))
     app.state.host = host
     app.add_middleware(_BodyLimit)
     handle_errors(app)
     app.include_router(answering_routes())
     app.include_router(openai_routes())
+    app.include_router(service_routes(host))
 
     @app.get("/v1/documents/{path:path}")
     def document(
@@ -66,18 +58,6 @@ def create_app(host: Host) -> FastAPI:
             )
         return DocumentText(
             path=path, release=engine.release_ref, start=start, end=last, text=text[start:last]
-        )
-
-    @app.get("/healthz")
-    def health(at: Reader) -> Health:
-        engine = at.engine()
-        manifest = engine.release.manifest
-        return Health(
-            status="stale" if at.hosted.live.problem else "ok",
-            release=engine.release_ref,
-            documents=manifest.documents,
-            chunks=manifest.chunks,
-            detail=at.hosted.live.problem,
         )
 
     return app

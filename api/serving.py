@@ -3,101 +3,238 @@
 import logging
 import threading
 import time
-import weakref
 from collections import OrderedDict
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
+from knowledge_base.errors import UnavailableError
 from knowledge_base.home import MAIN, KnowledgeBase, release_branches
 from knowledge_base.lifecycle import require_verdict
-from knowledge_base.segments import Segment
-from rag.engine import Engine
+from rag.engine import Engine, Shared
 
 _LOG = logging.getLogger(__name__)
-_CHECK_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
+"""Between two looks at an embedded repository: some file reads."""
+_LOOK_SECONDS_SHARED = 5.0
+"""Between two looks at a server that others use too; it doubles while the server does not answer."""
+_LONGEST_PAUSE = 60.0
 _RETRY_SECONDS = 30.0
+"""After which a release that could not be opened is tried again."""
+_PATIENCE_SECONDS = 5.0
+"""How long a request waits for a version store on another machine."""
+_ASKING_AT_ONCE = 8
 _KEPT = 4
+_NAMES = 1000
+
+T = TypeVar("T")
 
 
 class Live:
     """Hands out engines. A request keeps the engine it was given, so no answer mixes two releases.
 
-    `problem` says why main's newest release is not the one being served, and is empty when it is.
+    Between `start` and `stop` a thread follows main: a new release is opened and warmed beside the one
+    that serves, which one assignment then replaces. `problem` says why main's newest release is not the
+    one being served, and is empty when it is.
+
+    Raises:
+        CheckFailedError: main got past the gate of a shared store.
+        PlumblineError: main cannot be opened.
     """
 
     def __init__(self, knowledge_base: KnowledgeBase) -> None:
         self.problem = ""
         self._knowledge_base = knowledge_base
-        # Opening and closing take turns: Chroma counts the users of a folder without a lock around both.
-        # Re-entrant, because dropping an engine inside may close another one on the spot.
-        self._lock = threading.RLock()
-        self._engines: OrderedDict[str, Engine] = OrderedDict()
+        self._patience = _Patience()
+        self._engines = _Engines(knowledge_base)
         self._following = threading.Lock()
+        self._woken = threading.Event()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
         head = knowledge_base.repository.resolve(MAIN)
         require_verdict(knowledge_base.repository, head)
-        self._main = self._open(head, MAIN)
-        self._checked = time.monotonic()
-        self._refused = ("", 0.0)
+        self._main = self._engines.open(head).named(MAIN)
+        self._refused, self._again = ("", 0.0), False
+
+    # -- what requests ask ---------------------------------------------------------------------
+
+    def engine(self, ref: str = MAIN) -> Engine:
+        """The engine of a ref; that of main without a look at the version store.
+
+        Raises:
+            NotFoundError: There is no such ref.
+            DamagedError: The release cannot be read.
+            EmbedderError: Its embedder cannot be loaded.
+            UnavailableError: The version store does not answer in time.
+        """
+        if ref == MAIN:
+            return self._main
+        commit = self._remember(f"ref {ref}", lambda: self._knowledge_base.repository.resolve(ref))
+        engine = self._engines.find(commit) or self.ask(lambda: self._engines.open(commit))
+        return engine.named(ref)
 
     def refs(self) -> list[str]:
         """Branches and tags that can be asked, without those of commands under way."""
+        return self._remember("refs", self._list_refs)
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """What the version store answers, on another machine in some seconds or not at all.
+
+        Raises UnavailableError.
+        """
+        return self._patience.ask(question) if self._knowledge_base.repository.shared else question()
+
+    def _remember(self, what: str, question: Callable[[], T]) -> T:
+        shared = self._knowledge_base.repository.shared
+        return self._patience.remember(what, question) if shared else question()
+
+    def _list_refs(self) -> list[str]:
         repository = self._knowledge_base.repository
-        return [branch.id for branch in release_branches(repository)] + [
-            tag.id for tag in repository.list_tags()
-        ]
+        branches = [branch.id for branch in release_branches(repository)]
+        return branches + [tag.id for tag in repository.list_tags()]
 
-    def engine(self, ref: str = MAIN) -> Engine:
-        """The engine of a ref. Raises NotFoundError, DamagedError, EmbedderError."""
-        if ref == MAIN:
-            return self._current()
-        return self._open(self._knowledge_base.repository.resolve(ref), ref)
+    # -- following main ------------------------------------------------------------------------
 
-    def _current(self) -> Engine:
-        due = time.monotonic() - self._checked > _CHECK_SECONDS
-        # The request that finds main elsewhere waits for the new engine; the others get the old one.
-        if due and self._following.acquire(blocking=False):
+    def start(self) -> None:
+        """Follow main from now on, in a thread of its own."""
+        self._stopped.clear()
+        name = f"following {self._knowledge_base.repository.id}"
+        # A daemon: a version store that does not answer must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no longer; what serves goes on serving."""
+        self._stopped.set()
+        self._woken.set()
+        if self._thread is not None:
+            self._thread.join(_PATIENCE_SECONDS)
+
+    def wake(self) -> None:
+        """Look where main is now, and try again what could not be opened."""
+        self._again = True
+        self._woken.set()
+
+    def _run(self) -> None:
+        often = _LOOK_SECONDS_SHARED if self._knowledge_base.repository.shared else _LOOK_SECONDS
+        pause = often
+        while not self._stopped.is_set():
+            found = self.follow()
+            pause = often if found else min(2 * pause, _LONGEST_PAUSE)
+            self._woken.wait(pause)
+            self._woken.clear()
+
+    def follow(self) -> bool:
+        """Look once where main is and serve it; whether the version store said where."""
+        with self._following:
             try:
-                self._follow()
-            finally:
-                self._following.release()
-        return self._main
-
-    def _follow(self) -> None:
-        commit = ""
-        try:
-            commit = self._knowledge_base.repository.resolve(MAIN)
-            refused, when = self._refused
+                commit = self._knowledge_base.repository.resolve(MAIN)
+            except Exception as error:  # noqa: BLE001 - whatever it is must not end the following
+                self._tell(f"where main is cannot be found out: {error}")
+                return False
+            refused, when = ("", 0.0) if self._again else self._refused
+            self._again = False
             if commit == self._main.release_ref.commit:
-                self.problem = ""
+                self._tell("")
             elif commit != refused or time.monotonic() - when > _RETRY_SECONDS:
-                require_verdict(self._knowledge_base.repository, commit)
-                self._main = self._open(commit, MAIN)
-                self.problem = ""
-        except Exception as error:  # noqa: BLE001 - whatever it is must not take down what already serves
+                self._swap(commit)
+            return True
+
+    def _swap(self, commit: str) -> None:
+        try:
+            require_verdict(self._knowledge_base.repository, commit)
+            self._main = self._engines.open(commit).named(MAIN)
+            self._tell("")
+        except Exception as error:  # noqa: BLE001 - nor take down what already serves
             self._refused = (commit, time.monotonic())
-            self.problem = f"release {commit[:12]} of main cannot be opened: {error}"
-            _LOG.warning("%s", self.problem)
-        self._checked = time.monotonic()
+            self._tell(f"release {commit[:12]} of main cannot be opened: {error}")
 
-    def _open(self, commit: str, ref: str) -> Engine:
-        with self._lock:
-            engine = self._engines.get(commit)
-            if engine is None:
-                engine = Engine.open(self._knowledge_base, commit)
-                engine.search("warm up")  # opens every cache before the first real question needs it
-                for segment in engine.snapshot.segments:
-                    _ = segment.texts  # read now: gc may expire this release while it still serves
-                # Chroma keeps a folder's files open until told otherwise, and a request may still hold
-                # an engine that is no longer kept: so its segments are closed when the last one lets go.
-                segments = engine.snapshot.segments
-                weakref.finalize(engine.snapshot, _close, self._lock, segments).atexit = False
-                self._engines[commit] = engine
-            self._engines.move_to_end(commit)
-            while len(self._engines) > _KEPT:
-                self._engines.popitem(last=False)
-        return engine.named(ref)
+    def _tell(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            _LOG.warning("%s", problem)
+        self.problem = problem
 
 
-def _close(lock: AbstractContextManager[bool], segments: list[Segment]) -> None:
-    with lock:
-        for segment in segments:
-            segment.close()
+class _Engines:
+    """The engines of the releases asked last; one is opened at a time, found ones are not waited for."""
+
+    def __init__(self, knowledge_base: KnowledgeBase) -> None:
+        self._knowledge_base = knowledge_base
+        self._shared = Shared()
+        self._kept: OrderedDict[str, Engine] = OrderedDict()
+        self._looking, self._opening = threading.Lock(), threading.Lock()
+
+    def open(self, commit: str) -> Engine:
+        """Raises NotFoundError, DamagedError, EmbedderError."""
+        if (engine := self.find(commit)) is not None:
+            return engine
+        with self._opening:
+            if (engine := self.find(commit)) is not None:
+                return engine
+            engine = Engine.open(self._knowledge_base, commit, self._shared)
+            engine.warm()
+            with self._looking:
+                self._kept[commit] = engine
+                # The last reference may be a request's: then it is closed when that is answered.
+                dropped = [self._kept.popitem(last=False) for _ in range(len(self._kept) - _KEPT)]
+            del dropped
+            return engine
+
+    def find(self, commit: str) -> Engine | None:
+        """The engine if it is open."""
+        with self._looking:
+            engine = self._kept.get(commit)
+            if engine is not None:
+                self._kept.move_to_end(commit)
+            return engine
+
+
+class _Patience:
+    """Asks a version store that may be slow or down: requests wait so long for it and no longer."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, tuple[Any, float]] = {}
+        self._room = threading.Semaphore(_ASKING_AT_ONCE)
+
+    def remember(self, what: str, question: Callable[[], T]) -> T:
+        """The answer, from memory if it is young; an old one counts while the store gives no other.
+
+        Raises UnavailableError.
+        """
+        known = self._answers.get(what)
+        if known is not None and time.monotonic() - known[1] < _LOOK_SECONDS_SHARED:
+            answer: T = known[0]
+            return answer
+        try:
+            answer = self.ask(question)
+        except UnavailableError:
+            if known is None:
+                raise
+            answer = known[0]
+        if len(self._answers) >= _NAMES:
+            self._answers.clear()
+        self._answers[what] = (answer, time.monotonic())
+        return answer
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """The answer. What is asked goes on when nobody waits any more. Raises UnavailableError."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(question())
+            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+                future.set_exception(error)
+            finally:
+                self._room.release()
+
+        silent = UnavailableError(
+            "The version store does not answer.", hint="Ask again, or ask main: it is served all the same."
+        )
+        if not self._room.acquire(blocking=False):
+            raise silent
+        threading.Thread(target=run, name="asking the version store", daemon=True).start()
+        try:
+            return future.result(_PATIENCE_SECONDS)
+        except TimeoutError as error:
+            raise silent from error

@@ -12,8 +12,11 @@ import secrets
 import shutil
 import sqlite3
 import tempfile
+import threading
 import weakref
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,10 @@ _ADD_BATCH = 5000
 _OPENINGS = "acquire_write"  # the table that gets a row at each opening
 # What SQLite itself notes in the first page whenever a database is written: bytes from, to.
 _COUNTERS = ((24, 32), (92, 100))
+
+# Chroma counts the users of a folder with no lock around counting, opening and closing together.
+_turns = threading.Lock()
+_unwanted: SimpleQueue[Any] = SimpleQueue()
 
 
 class EmbeddedIndex:
@@ -79,9 +86,7 @@ def build_chroma(folder: Path, vectors: NDArray[np.float16]) -> None:
     Raises:
         DamagedError: Chroma does not give back what it took.
     """
-    import chromadb
-
-    client = chromadb.PersistentClient(str(folder), settings=chromadb.Settings(anonymized_telemetry=False))
+    client = _start(folder)
     collection = client.create_collection(
         _COLLECTION, embedding_function=None, configuration=collection_settings(len(vectors))
     )
@@ -93,7 +98,7 @@ def build_chroma(folder: Path, vectors: NDArray[np.float16]) -> None:
         collection.update(ids=["0"], embeddings=wide)
     probes = np.linspace(0, len(wide) - 1, min(8, len(wide)), dtype=int)
     found = collection.query(query_embeddings=wide[probes], n_results=1, include=["distances"])
-    client.close()
+    close_chroma(client)
     # Equal vectors may stand in for each other; what counts is that each probe finds itself or its twin.
     twins = [float(wide[int(ids[0])] @ wide[row]) for ids, row in zip(found["ids"], probes, strict=True)]
     if any(twin < 0.999 * float(wide[row] @ wide[row]) for twin, row in zip(twins, probes, strict=True)):
@@ -116,22 +121,53 @@ def open_chroma(folder: Path, probe: NDArray[np.float32]) -> tuple[Any, Any]:
     Raises:
         DamagedError: Chroma refuses it.
     """
-    import chromadb
     from chromadb.errors import ChromaError
 
+    client = None
     try:
         place = folder
         if not os.access(folder / DATABASE, os.W_OK):
             place = Path(tempfile.mkdtemp(prefix="plumbline-")) / "chroma"
             shutil.copytree(folder, place, copy_function=shutil.copyfile)
-        client = chromadb.PersistentClient(str(place), settings=chromadb.Settings(anonymized_telemetry=False))
+        client = _start(place)
         if place is not folder:
             weakref.finalize(client, shutil.rmtree, place.parent, ignore_errors=True)
         collection = client.get_collection(_COLLECTION, embedding_function=None)
         collection.query(query_embeddings=probe, n_results=1, include=[])
         return client, collection
     except (ChromaError, OSError, ValueError) as error:
+        if client is not None:
+            close_chroma(client)
         raise DamagedError(f"Chroma cannot open {folder}: {error}.", hint="Run `rag rebuild`.") from error
+
+
+def _start(folder: Path) -> Any:
+    import chromadb
+
+    settings = chromadb.Settings(anonymized_telemetry=False)
+    with _turns:
+        client = chromadb.PersistentClient(str(folder), settings=settings)
+    _close_unwanted()
+    return client
+
+
+def close_chroma(client: Any) -> None:
+    """Let a client's files go: at once, or when a thread that is opening one is done with that.
+
+    Never waits, so a finalizer may call it, also one that runs inside Chroma.
+    """
+    _unwanted.put(client)
+    _close_unwanted()
+
+
+def _close_unwanted() -> None:
+    while not _unwanted.empty() and _turns.acquire(blocking=False):
+        try:
+            with suppress(Empty):
+                while True:
+                    _unwanted.get_nowait().close()
+        finally:
+            _turns.release()
 
 
 def query_chroma(collection: Any, query: NDArray[np.float32], count: int) -> list[int]:

@@ -39,6 +39,7 @@ from knowledge_base.version_store import LAKEFS, Branch, Repository, open_versio
 if TYPE_CHECKING:
     from knowledge_base.chroma_server import ServerIndex
     from knowledge_base.embedders import Embedder
+    from knowledge_base.segments import SharedSegments
     from knowledge_base.snapshot import Snapshot
 
 MAIN = "main"
@@ -244,11 +245,14 @@ class KnowledgeBase:
         """What `ref` pins. Raises NotFoundError, DamagedError."""
         return load_release(self.repository, ref)
 
-    def snapshot(self, ref: str = MAIN) -> "Snapshot":
-        """`ref` opened for search. Raises NotFoundError, DamagedError."""
+    def snapshot(self, ref: str = MAIN, shared: "SharedSegments | None" = None) -> "Snapshot":
+        """`ref` opened for search; a snapshot of `shared` segments is never closed by hand.
+
+        Raises NotFoundError, DamagedError.
+        """
         from knowledge_base.snapshot import open_snapshot  # numpy: not for `rag log`
 
-        return open_snapshot(self.repository, self.release(ref), self.cache, self.index)
+        return open_snapshot(self.repository, self.release(ref), self.cache, self.index, shared)
 
     def embedder(self, settings: EmbedderSettings) -> "Embedder":
         """The embedder that `settings` name. Raises EmbedderError, MissingExtraError."""

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,13 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from knowledge_base.chroma_index import DATABASE, EmbeddedIndex, check_database, seal_database
+from knowledge_base.chroma_index import (
+    DATABASE,
+    EmbeddedIndex,
+    check_database,
+    close_chroma,
+    seal_database,
+)
 from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import disk_errors, exclusive_lock, publish_folder, remove_folder
 from knowledge_base.errors import DamagedError
@@ -65,8 +72,8 @@ class PassageIndex(Protocol):
 class _Caches:
     vectors: NDArray[np.float16]
     postings: Postings
-    client: Any = None
     collection: Any = None
+    close: Callable[[], object] = lambda: None
 
 
 class Segment:
@@ -175,13 +182,16 @@ class Segment:
         if not len(self.passage_hashes):
             return np.empty(0, np.int64)
         count = min(count, len(self.passage_hashes))
+        caches = self._opened(with_chroma=True)  # kept while it is asked: its end closes the collection
         try:
-            rows = self._index.query(self._opened(with_chroma=True).collection, query, count)
+            rows = self._index.query(caches.collection, query, count)
         except DamagedError:
             # gc took the files of a release that still serves, and Chroma wanted to open one more time.
             with self._opening:
-                self._caches = None
-            rows = self._index.query(self._opened(with_chroma=True).collection, query, count)
+                if self._caches is caches:
+                    self._caches = None
+            caches = self._opened(with_chroma=True)
+            rows = self._index.query(caches.collection, query, count)
         return np.array(rows, np.int64)
 
     def _opened(self, *, with_chroma: bool = False) -> "_Caches":
@@ -209,8 +219,12 @@ class Segment:
             vectors = np.load(self._folder / "vectors.npy", mmap_mode="r")
             self._caches = _Caches(vectors, Postings(self._folder / f"lexical-{self._language}"))
         if with_chroma and self._caches.collection is None:
-            opened = self._index.open(self._folder, self.id, self._caches.vectors)
-            self._caches.client, self._caches.collection = opened
+            client, self._caches.collection = self._index.open(self._folder, self.id, self._caches.vectors)
+            if client is not None:
+                # Chroma keeps a folder's files open until told otherwise.
+                closing = weakref.finalize(self._caches, close_chroma, client)
+                closing.atexit = False
+                self._caches.close = closing
         return self._caches
 
     def _restore(self) -> None:
@@ -224,10 +238,10 @@ class Segment:
         return exclusive_lock(self._folder.parent / ".rebuilding", wait_seconds=_REBUILD_SECONDS)
 
     def close(self) -> None:
-        """Release the Chroma collection's files and memory."""
-        if self._caches is not None and self._caches.client is not None:
-            self._caches.client.close()
-        self._caches = None
+        """Release the Chroma collection's files and memory; so does the end of the segment itself."""
+        caches, self._caches = self._caches, None
+        if caches is not None:
+            caches.close()
 
     def check_cache(self) -> str | None:
         """What is wrong with the caches, None when every sealed file is as it was written.
@@ -343,6 +357,10 @@ def _retire(folder: Path) -> None:
         remove_folder(aside)
 
 
+SharedSegments = weakref.WeakValueDictionary[tuple[str, str], Segment]
+"""Segments by id and language, opened once for all the releases of a process that hold them."""
+
+
 def open_segments(
     manifest: Manifest,
     open_object: Callable[[str], BinaryIO],
@@ -350,12 +368,25 @@ def open_segments(
     *,
     language: str,
     index: PassageIndex | None = None,
+    shared: SharedSegments | None = None,
 ) -> list[Segment]:
-    """The segments of a manifest, nothing read yet; `open_object` opens a path of the release's commit."""
+    """The segments of a manifest, nothing read yet; `open_object` opens a path of the release's commit.
+
+    Those that are in `shared` are taken from there, the others are put there. Nobody may close them
+    then: each goes with the last release that holds it.
+    """
 
     def opener(id: str) -> OpenTable:
         return lambda name: open_object(f"{SEGMENTS_PREFIX}{id}/{name}")
 
-    return [
-        Segment(ref.id, opener(ref.id), cache, language=language, index=index) for ref in manifest.segments
-    ]
+    found = []
+    for ref in manifest.segments:
+        segment = shared.get((ref.id, language)) if shared is not None else None
+        if segment is None:
+            segment = Segment(ref.id, opener(ref.id), cache, language=language, index=index)
+        else:
+            segment.open_table = opener(ref.id)  # gc may expire the commit that it was opened from
+        if shared is not None:
+            shared[ref.id, language] = segment
+        found.append(segment)
+    return found

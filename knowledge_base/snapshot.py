@@ -12,7 +12,7 @@ from knowledge_base.documents import Chunk, Document, chunk_id
 from knowledge_base.errors import NotFoundError
 from knowledge_base.lexical import Analyzer, bm25_scores
 from knowledge_base.release import Release, order_paths
-from knowledge_base.segments import PassageIndex, Segment, hex_hash, open_segments
+from knowledge_base.segments import PassageIndex, Segment, SharedSegments, hex_hash, open_segments
 from knowledge_base.version_store import Repository
 
 _SCANNED = 2048
@@ -324,14 +324,22 @@ def count_chunk_changes(before: Snapshot, after: Snapshot) -> dict[str, int]:
 
 
 def open_snapshot(
-    repository: Repository, release: Release, cache: Path, index: PassageIndex | None = None
+    repository: Repository,
+    release: Release,
+    cache: Path,
+    index: PassageIndex | None = None,
+    shared: SharedSegments | None = None,
 ) -> Snapshot:
-    """Open a release for search. Raises DamagedError when its truth cannot be read."""
+    """Open a release for search, with segments of `shared` where it has them.
+
+    Raises DamagedError when its truth cannot be read.
+    """
     segments = open_segments(
         release.manifest,
         lambda path: repository.open_object(release.commit, path),
         cache,
         language=release.settings.retrieval.language,
         index=index,
+        shared=shared,
     )
     return Snapshot(release, segments)

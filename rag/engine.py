@@ -1,13 +1,16 @@
 """All that one release needs to answer, opened once and never changed: the unit of hot swap."""
 
+import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from knowledge_base.embedders import Embedder
 from knowledge_base.errors import DamagedError, PlumblineError, UsageError
 from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.release import EXTRACTIVE, Release
+from knowledge_base.release import EXTRACTIVE, EmbedderSettings, Release
+from knowledge_base.segments import SharedSegments
 from knowledge_base.snapshot import Selection, Snapshot
 from knowledge_base.version_store import Repository
 from rag.answer import Answer, Context, Done, Event, ReleaseRef, Turn
@@ -19,6 +22,16 @@ if TYPE_CHECKING:
     from rag.reranker import Reranker
 
 MAX_QUESTION_CHARACTERS = 8000
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the engines of one process have in common; each part goes with the last engine that holds it."""
+
+    segments: SharedSegments = field(default_factory=weakref.WeakValueDictionary)
+    embedders: "weakref.WeakValueDictionary[EmbedderSettings, Embedder]" = field(
+        default_factory=weakref.WeakValueDictionary
+    )
 
 
 class Engine:
@@ -42,8 +55,10 @@ class Engine:
         self.retriever = Retriever(snapshot, embedder, release.settings.retrieval, reranker)
 
     @classmethod
-    def open(cls, knowledge_base: KnowledgeBase, ref: str = MAIN) -> "Engine":
+    def open(cls, knowledge_base: KnowledgeBase, ref: str = MAIN, shared: Shared | None = None) -> "Engine":
         """Open the release `ref` names.
+
+        An engine of `shared` parts costs what is new in it, and is never closed by hand.
 
         Raises:
             NotFoundError: There is no such ref.
@@ -51,7 +66,12 @@ class Engine:
             EmbedderError: The embedding model or the reranker cannot be loaded.
         """
         release = knowledge_base.release(ref)
-        embedder = knowledge_base.embedder(release.settings.embedder)
+        wanted = release.settings.embedder
+        embedder = shared.embedders.get(wanted) if shared else None
+        if embedder is None:
+            embedder = knowledge_base.embedder(wanted)
+        if shared:
+            shared.embedders[wanted] = embedder
         stored = release.manifest.embedder
         if release.manifest.segments and stored != dict(embedder.fingerprint):
             differing = sorted(k for k in stored if stored[k] != embedder.fingerprint.get(k))
@@ -60,7 +80,7 @@ class Engine:
                 hint="Install the same model, or run `rag ingest` to embed again with this one.",
             )
         # Not of `ref`: a branch may have moved since its release was read.
-        snapshot = knowledge_base.snapshot(release.commit)
+        snapshot = knowledge_base.snapshot(release.commit, shared.segments if shared else None)
         reranker = None
         if name := release.settings.retrieval.reranker:
             from rag.reranker import CrossEncoderReranker
@@ -71,6 +91,16 @@ class Engine:
     def named(self, ref: str) -> "Engine":
         """The same engine for a request that asked for its release by another name."""
         return Engine(ref, self.release, self.snapshot, self.embedder, self._repository, self._reranker)
+
+    def warm(self) -> None:
+        """Do what the first question would wait for: open the caches, build the chain.
+
+        The texts are read as well: gc may expire the release while it still serves.
+        """
+        self.search("warm up")
+        for segment in self.snapshot.segments:
+            _ = segment.texts
+        _ = self._chain
 
     def search(
         self, question: str, top_k: int | None = None, where: "Sequence[Condition]" = ()

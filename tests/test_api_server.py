@@ -152,18 +152,20 @@ def test_a_release_that_cannot_be_opened_leaves_the_old_one_serving(
 ) -> None:
     before = knowledge_base.repository.resolve("main")
     (sources / "team.txt").write_text("The support team answers every day.\n")
-    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
 
-    def refuse(kb: KnowledgeBase, ref: str) -> Engine:
+    def refuse(*_: object) -> Engine:
         raise DamagedError("torn")
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "open", refuse)
-        live._checked = 0
+        ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+        live.wake()
+        live.follow()
         health = client.get("/healthz").raise_for_status().json()
         assert (health["status"], health["release"]["commit"]) == ("stale", before)
         assert "torn" in health["detail"]
-    live._refused, live._checked = ("", 0.0), 0
+    live.wake()
+    live.follow()
     health = client.get("/healthz").json()
     assert (health["status"], health["detail"]) == ("ok", "")
     assert health["release"]["commit"] == knowledge_base.repository.resolve("main")

@@ -112,12 +112,12 @@ def test_what_got_past_the_gate_is_not_served(
     held.upload("sneaky", "documents/x.md", b"x", "text/plain", {})
     held.commit("sneaky", "x", {}, None, False)
     held.merge("sneaky", "main", {})
-    live._checked = 0.0
+    live.follow()
     assert live.engine().release_ref.commit == served
     assert "past the gate" in live.problem
     with pytest.raises(CheckFailedError, match="past the gate"):
         Live(remote)
     rollback(remote)
-    live._checked = 0.0
+    live.follow()
     assert live.engine().release_ref.commit == remote.repository.resolve("main")
     assert live.problem == ""

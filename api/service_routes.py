@@ -1,0 +1,74 @@
+"""What operators and their machines ask of a server: is it alive, is it ready, look at main now."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Literal
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from api.hosting import Host, Served
+from api.readiness import Probe, Readiness
+from rag.answer import ReleaseRef
+
+
+class Health(BaseModel):
+    """What is being served; `stale` when main's newest release could not be opened, with the reason."""
+
+    status: Literal["ok", "stale"]
+    release: ReleaseRef
+    documents: int
+    chunks: int
+    detail: str = ""
+
+
+def service_routes(host: Host) -> APIRouter:
+    """The routes."""
+    router = APIRouter()
+    probe = Probe(host)
+    # A thread of its own: asked while every other is busy, it must not wait in their line.
+    alone = CapacityLimiter(1)
+
+    @router.get("/healthz")
+    def health(at: Served) -> Health:
+        engine = at.live.engine()
+        manifest = engine.release.manifest
+        return Health(
+            status="stale" if at.live.problem else "ok",
+            release=engine.release_ref,
+            documents=manifest.documents,
+            chunks=manifest.chunks,
+            detail=at.live.problem,
+        )
+
+    @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+    async def ready() -> JSONResponse:
+        found = await anyio.to_thread.run_sync(probe.look, limiter=alone)
+        return JSONResponse(found.model_dump(), found.http_status)
+
+    @router.post("/v1/follow", status_code=202)
+    def follow(at: Served) -> dict[str, str]:
+        """Look where main is at once: for a webhook after a merge; without it that takes seconds."""
+        at.live.wake()
+        return {"served": at.live.engine().release_ref.commit}
+
+    return router
+
+
+def following(host: Host) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The lifespan of an application whose knowledge bases follow their main."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for one in host:
+            one.live.start()
+        try:
+            yield
+        finally:
+            for one in host:
+                await anyio.to_thread.run_sync(one.live.stop)
+
+    return lifespan
