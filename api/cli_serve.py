@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli_common import answer_log_url, open_knowledge_base
+from api.settings import read_environment
 from knowledge_base.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def _run(served: "Host", listening: "socket.socket", linger: float) -> None:
         async def on_tick(self, counter: int) -> bool:
             return await super().on_tick(counter) or time.monotonic() > self.leave
 
-    config = uvicorn.Config(create_app(served), log_level="warning", timeout_graceful_shutdown=_DRAIN_SECONDS)
+    application = create_app(served, gate_token=read_environment().gate_token)
+    config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=_DRAIN_SECONDS)
     Server(config).run(sockets=[listening])
 
 

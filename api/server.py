@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.access import Reader
 from api.answering import answering_routes
+from api.gate_routes import gate_routes
 from api.hosting import Host
 from api.openai_routes import openai_routes
 from api.problems import handle_errors
@@ -29,8 +30,8 @@ class DocumentText(BaseModel):
     text: str
 
 
-def create_app(host: Host) -> FastAPI:
-    """The application over the knowledge bases of `host`."""
+def create_app(host: Host, *, gate_token: str | None = None) -> FastAPI:
+    """The application over the knowledge bases of `host`; `gate_token` is what lakeFS's webhooks send."""
     # No /docs: that page is fetched from a public server. /openapi.json describes the same.
     app = FastAPI(title="Plumbline", version="0.1.0", docs_url=None, redoc_url=None, lifespan=following(host))
     app.state.host = host
@@ -39,6 +40,7 @@ def create_app(host: Host) -> FastAPI:
     app.include_router(answering_routes())
     app.include_router(openai_routes())
     app.include_router(service_routes(host))
+    app.include_router(gate_routes(host, gate_token))
 
     @app.get("/v1/documents/{path:path}")
     def document(

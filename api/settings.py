@@ -21,7 +21,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
 }
 _PREFIX = "PLUMBLINE_"
-_KNOWN = {"KB", "CACHE", "ANSWER_LOG", "DEBUG", "INDEX", "INDEX_HEADER"}
+_KNOWN = {"KB", "CACHE", "ANSWER_LOG", "DEBUG", "INDEX", "INDEX_HEADER", "GATE_TOKEN"}
 _FOR_TESTS = ("DATA", "TEST_")
 
 
@@ -35,6 +35,7 @@ class Environment:
     debug: bool
     index: str | None = None
     index_header: str = ""
+    gate_token: str | None = None
 
 
 def silence() -> None:
@@ -68,4 +69,5 @@ def read_environment(values: Mapping[str, str] | None = None) -> Environment:
         debug=own.get("DEBUG", "") not in ("", "0"),
         index=own.get("INDEX") or None,
         index_header=own.get("INDEX_HEADER", ""),
+        gate_token=own.get("GATE_TOKEN") or None,
     )

@@ -7,7 +7,9 @@ the same answer; `rag eval` makes the verdicts that it looks up.
 from eval.case import Case
 from eval.evaluations import Evaluations
 from eval.gate import Verdict
+from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.lifecycle import NO_GATE
 from knowledge_base.release import Frozen
 
 
@@ -52,6 +54,66 @@ def admit(knowledge_base: KnowledgeBase, candidate: str, live: str = MAIN) -> Ad
         reason = f"{name} was evaluated {said}: {ask}."
         return Admission(allowed=False, reason=reason, verdict=verdict.label, **facts)
     return Admission(allowed=verdict.publishable, reason=_tell(verdict, name), verdict=verdict.label, **facts)
+
+
+def admit_merge(knowledge_base: KnowledgeBase, merged: str) -> Admission:
+    """Whether `merged`, the commit that a merge would make, may be main's next.
+
+    Besides what `admit` lets in: what answers as main does, what brings a release of main back, and what
+    somebody takes past the gate with a reason, which the commit then carries for ever.
+
+    Raises:
+        NotFoundError: There is no such commit.
+        SettingsError: Its golden questions cannot be read.
+    """
+    repository = knowledge_base.repository
+    live, metadata = repository.resolve(MAIN), repository.get_commit(merged).metadata
+    digests = [knowledge_base.release(commit).answers_digest for commit in (merged, live)]
+    facts = {
+        "candidate": merged,
+        "candidate_digest": digests[0],
+        "live": live,
+        "live_digest": digests[1],
+        "verdict": metadata.get("verdict", ""),
+    }
+    name = merged[:12]
+    if digests[0] == digests[1]:
+        return Admission(allowed=True, reason=f"{name} answers as main does.", **facts)
+    if metadata.get("verdict") == NO_GATE and metadata.get("override"):
+        reason = f"{name} goes past the gate: {metadata['override']}"
+        return Admission(allowed=True, reason=reason, **facts)
+    for target in filter(None, (metadata.get("rollback"), *repository.get_commit(live).parents[:1])):
+        # What the commit says of itself is not believed: it must be a release of main, and the same.
+        again = _was_main(knowledge_base, target, live) and knowledge_base.release(target).answers_digest
+        if again == digests[0]:
+            return Admission(allowed=True, reason=f"{name} brings {target[:12]} back.", **facts)
+    return admit(knowledge_base, merged)
+
+
+def admit_tag(knowledge_base: KnowledgeBase, commit: str) -> Admission:
+    """Whether `commit` may get a tag: a release of main may, and what may become one. Raises as `admit`."""
+    live = knowledge_base.repository.resolve(MAIN)
+    if not _was_main(knowledge_base, commit, live):
+        return admit(knowledge_base, commit)
+    facts = {
+        "candidate": commit,
+        "candidate_digest": knowledge_base.release(commit).answers_digest,
+        "live": live,
+        "live_digest": knowledge_base.release(live).answers_digest,
+    }
+    return Admission(allowed=True, reason=f"{commit[:12]} is a release of main.", **facts)
+
+
+def _was_main(knowledge_base: KnowledgeBase, commit: str, live: str) -> bool:
+    """Whether main's history holds `commit`, with a verdict on it."""
+    repository = knowledge_base.repository
+    try:
+        return (
+            repository.find_merge_base(commit, live) == commit
+            and "verdict" in repository.get_commit(commit).metadata
+        )
+    except PlumblineError:
+        return False
 
 
 def _tell(verdict: Verdict, name: str) -> str:

@@ -6,10 +6,13 @@ commit carries no verdict.
 """
 
 import re
+from typing import TYPE_CHECKING
 
 from knowledge_base.errors import UsageError
 from knowledge_base.version_store import Commit
-from knowledge_base.version_store_lakefs_repository import LakeFSRepository
+
+if TYPE_CHECKING:
+    from knowledge_base.version_store_lakefs_repository import LakeFSRepository
 
 ACTION_PATH = "_lakefs_actions/plumbline-gate.yaml"
 GATE_ROUTE = "/v1/gate/lakefs"
@@ -44,7 +47,7 @@ def gate_action(server: str, branch: str) -> bytes:
     return _ACTION.format(url=server.rstrip("/") + GATE_ROUTE, branch=branch).encode()
 
 
-def install_gate(repository: LakeFSRepository, server: str, metadata: dict[str, str]) -> Commit | None:
+def install_gate(repository: "LakeFSRepository", server: str, metadata: dict[str, str]) -> Commit | None:
     """Commit the action file on the default branch; None when it is there already.
 
     `metadata` is what the commit says of its release, which is that of the head.

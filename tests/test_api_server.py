@@ -6,7 +6,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from api.hosting import Host, Hosted
 from api.server import create_app
@@ -18,6 +17,7 @@ from knowledge_base.home import KnowledgeBase
 from knowledge_base.lifecycle import rollback
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
+from tests.running import running
 
 PORT_QUESTION = {"question": "What is the default port of the server?"}
 
@@ -38,17 +38,8 @@ def live(knowledge_base: KnowledgeBase) -> Live:
 def client(knowledge_base: KnowledgeBase, live: Live, answer_log: AnswerLog) -> Iterator[httpx.Client]:
     """A client of a real server on a port of its own."""
     host = Host([Hosted(knowledge_base.root.name, knowledge_base, live, answer_log)])
-    config = uvicorn.Config(create_app(host), port=0, log_level="critical")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as made:
+    with running(create_app(host)) as url, httpx.Client(base_url=url, timeout=30) as made:
         yield made
-    server.should_exit = True
-    thread.join()
 
 
 def test_query_answers_with_citations_that_verify(

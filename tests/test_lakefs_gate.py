@@ -7,18 +7,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
+from api.cli_common import gate_of
+from api.hosting import Host, Hosted
+from api.server import create_app
 from api.serving import Live
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.errors import CheckFailedError, HookFailedError, UsageError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import rollback
+from knowledge_base.lifecycle import override_gate, promote, rollback
 from knowledge_base.version_store_lakefs_actions import GATE_ROUTE, gate_action, install_gate
 from knowledge_base.version_store_lakefs_repository import LakeFSRepository
+from rag.answer_log import AnswerLog
 from tests.lakefs_server import LakeFSServer
+from tests.running import running
 
 
 class Gate:
@@ -121,3 +127,79 @@ def test_what_got_past_the_gate_is_not_served(
     live.follow()
     assert live.engine().release_ref.commit == remote.repository.resolve("main")
     assert live.problem == ""
+
+
+@pytest.fixture
+def plumbline(remote: KnowledgeBase, tmp_path: Path) -> Iterator[str]:
+    """The address of a Plumbline server that lakeFS asks before main moves."""
+    log = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
+    host = Host([Hosted("kb", remote, Live(remote), log)])
+    with running(create_app(host, gate_token="secret")) as url:
+        install_gate(repository_of(remote), url, {"verdict": "UNEVALUATED"})
+        yield url
+    log.close()
+
+
+def publish(kb: KnowledgeBase, sources: Path, *, branch: str = "main", gate: bool = True) -> bool:
+    judge = gate_of(kb, "main", False, "") if gate else None
+    return ingest(kb, list_sources([str(sources)]), IngestOptions(branch=branch), gate=judge).published
+
+
+def test_lakefs_asks_plumbline_before_main_moves(
+    plumbline: str, remote: KnowledgeBase, lakefs_server: LakeFSServer, sources: Path
+) -> None:
+    repository = repository_of(remote)
+    head = repository.resolve("main")
+    with pytest.raises(HookFailedError, match="never evaluated against main"):
+        publish(remote, sources, gate=False)
+    assert repository.resolve("main") == head
+    assert publish(remote, sources)
+    first = repository.resolve("main")
+    assert repository.create_tag("v1", "main").commit_id == first
+    (sources / "new.md").write_text("# Ferries\n\nFerries leave at dawn.\n")
+    publish(remote, sources, branch="feature", gate=False)
+    with pytest.raises(HookFailedError, match="never evaluated"):
+        repository.create_tag("v2", "feature")
+    lakefs = f"{lakefs_server.endpoint}/api/v1/repositories/knowledge/refs/feature/merge/main"
+    by_hand = httpx.post(lakefs, auth=lakefs_server.key, json={"message": "by hand"})
+    assert by_hand.status_code == 412 and repository.resolve("main") == first
+    promote(remote, "feature", gate=gate_of(remote, "main", False, ""))
+    assert httpx.post(lakefs, auth=lakefs_server.key, json={"message": "again"}).status_code == 400
+    assert rollback(remote, first).metadata["verdict"].startswith("PASS")
+    (sources / "new.md").write_text("# Ferries\n\nFerries leave at noon.\n")
+    gate = override_gate("the ferries were rescheduled")
+    assert ingest(remote, list_sources([str(sources)]), IngestOptions(), gate=gate).published
+
+
+def test_only_who_knows_the_token_is_answered(
+    plumbline: str, remote: KnowledgeBase, lakefs_server: LakeFSServer, sources: Path
+) -> None:
+    environment, head = lakefs_server.actions.environment, remote.repository.resolve("main")
+    for wrong in ("", "Secret", "secret "):
+        environment["LAKEFSACTION_PLUMBLINE_TOKEN"] = wrong
+        with pytest.raises(HookFailedError, match="401"):
+            publish(remote, sources)
+    assert remote.repository.resolve("main") == head
+    event = {"event_type": "pre-merge", "repository_id": "knowledge", "branch_id": "main", "commit_id": head}
+    headers = {"Authorization": "Bearer secret"}
+    said = [httpx.post(plumbline + GATE_ROUTE, json=event, headers=headers) for _ in range(2)]
+    assert said[0].status_code == 200 and said[0].json() == said[1].json()
+    for change, status in (
+        ({"repository_id": "other"}, 404),
+        ({"commit_id": "0" * 64}, 404),
+        ({"commit_id": ""}, 422),
+        ({"branch_id": "feature"}, 200),
+    ):
+        answer = httpx.post(plumbline + GATE_ROUTE, json={**event, **change}, headers=headers)
+        assert answer.status_code == status, answer.text
+    assert httpx.post(plumbline + GATE_ROUTE, json=event).status_code == 401
+
+
+def test_a_server_without_a_token_lets_nothing_through(remote: KnowledgeBase, tmp_path: Path) -> None:
+    log = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
+    event = {"event_type": "pre-merge", "repository_id": "knowledge", "branch_id": "main", "commit_id": "x"}
+    with running(create_app(Host([Hosted("kb", remote, Live(remote), log)]))) as url:
+        for headers in ({}, {"Authorization": "Bearer x"}):
+            answer = httpx.post(url + GATE_ROUTE, json=event, headers=headers)
+            assert answer.status_code == 403 and "PLUMBLINE_GATE_TOKEN" in answer.json()["detail"]
+    log.close()
