@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query, Request
 
 from api.hosting import Host, Hosted
+from api.idempotency import Replies
+from api.jobs import Jobs, Runner
 from knowledge_base.errors import ForbiddenError, NotFoundError
 from knowledge_base.home import MAIN, KnowledgeBase
 from rag.answer_log import AnswerLog
@@ -74,6 +76,21 @@ class Session:
     def answer_log(self) -> AnswerLog:
         """Its answers, whoever asked."""
         return self.hosted.answer_log
+
+    @property
+    def jobs(self) -> Jobs:
+        """Work that was started over HTTP."""
+        return self.hosted.jobs
+
+    @property
+    def runner(self) -> Runner:
+        """What carries out the jobs."""
+        return self.hosted.runner
+
+    @property
+    def replies(self) -> Replies:
+        """What was replied to requests with an Idempotency-Key."""
+        return self.hosted.replies
 
     def engine(self, ref: str = MAIN) -> Engine:
         """The release that `ref` names. Raises NotFoundError, DamagedError, EmbedderError."""

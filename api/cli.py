@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from api.cli_ask import app as asking
+from api.cli_care import app as caring
 from api.cli_common import (
     Json,
     Kb,
@@ -18,6 +19,7 @@ from api.cli_common import (
 from api.cli_golden import app as golden
 from api.cli_ingest import app as ingesting
 from api.cli_prompts import app as prompts
+from api.cli_publishing import app as publishing
 from api.cli_serve import app as serving
 from api.cli_versions import app as versions
 from api.settings import read_environment, silence
@@ -191,3 +193,5 @@ app.add_typer(golden, name="golden")
 app.add_typer(prompts, name="prompt")
 app.add_typer(serving)
 app.add_typer(versions)
+app.add_typer(publishing)
+app.add_typer(caring)

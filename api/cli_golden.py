@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from api.cli_common import Json, Kb, answer_log_url, open_knowledge_base, print_json
-from knowledge_base.errors import NotFoundError, UsageError
+from knowledge_base.errors import UsageError
 
 if TYPE_CHECKING:
     from eval.golden import GoldenQuestion
@@ -182,26 +182,9 @@ def _add(
 
 
 def _described(knowledge_base: "KnowledgeBase") -> list[dict[str, Any]]:
-    """The rows on disk, the least certain of logged ones first, with the state they have in truth."""
-    from eval.golden_files import GoldenFiles
+    from eval.golden_files import rows_as_they_stand
 
-    snapshot = knowledge_base.snapshot()
-    described = []
-    for row in GoldenFiles(knowledge_base).rows():
-        value = row.model_dump(mode="json")
-        value["reason"] = ""
-        if row.state == "approved" and not row.is_held_by(snapshot.document_text):
-            value["state"], value["reason"] = "stale", _lost(row, snapshot.document_text)
-        described.append(value)
-    return described
-
-
-def _lost(row: "GoldenQuestion", document_text: Any) -> str:
-    try:
-        document_text(row.document)
-    except NotFoundError:
-        return f"main does not hold {row.document!r}"
-    return f"its quote no longer stands in {row.document!r}"
+    return rows_as_they_stand(knowledge_base, knowledge_base.snapshot().document_text)
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:

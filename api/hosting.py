@@ -1,11 +1,16 @@
 """The knowledge bases of one server, and what a request is about: which of them, and who asks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
+import anyio.to_thread
 from fastapi import Depends, Query, Request
 
+from api.idempotency import Replies
+from api.jobs import Jobs, Runner
 from api.serving import Live
 from knowledge_base.errors import NotFoundError, UsageError
 from knowledge_base.home import KnowledgeBase
@@ -20,6 +25,21 @@ class Hosted:
     knowledge_base: KnowledgeBase
     live: Live
     answer_log: AnswerLog
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Work that was started over HTTP."""
+        return Jobs(self.knowledge_base)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """What carries out the jobs while the server runs."""
+        return Runner(self.jobs)
+
+    @cached_property
+    def replies(self) -> Replies:
+        """What was replied to requests with an Idempotency-Key."""
+        return Replies(self.jobs.folder / "keys")
 
 
 class Host:
@@ -39,6 +59,19 @@ class Host:
 
     def __iter__(self) -> Iterator[Hosted]:
         yield from self._hosted.values()
+
+    @asynccontextmanager
+    async def at_work(self, _: object) -> AsyncIterator[None]:
+        """Follow each main and carry out jobs while the block runs."""
+        for one in self:
+            one.live.start()
+            one.runner.start()
+        try:
+            yield
+        finally:
+            for one in self:
+                await anyio.to_thread.run_sync(one.runner.stop)
+                await anyio.to_thread.run_sync(one.live.stop)
 
     def get(self, name: str | None) -> Hosted:
         """The one of that name. Raises NotFoundError."""

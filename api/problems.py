@@ -7,9 +7,72 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from knowledge_base.errors import ForbiddenError, NotFoundError, PlumblineError
+from knowledge_base.errors import (
+    AlreadyExistsError,
+    DirtyBranchError,
+    ExpiredError,
+    ForbiddenError,
+    HeadMovedError,
+    HookFailedError,
+    IncompatibleError,
+    JobStateError,
+    KeyInUseError,
+    KeyReusedError,
+    LockedError,
+    MergeConflictError,
+    NoChangesError,
+    NotFoundError,
+    OutdatedError,
+    PlumblineError,
+    ProtectedError,
+)
+
+_CONFLICTS = (
+    AlreadyExistsError,
+    DirtyBranchError,
+    HeadMovedError,
+    HookFailedError,
+    IncompatibleError,
+    JobStateError,
+    KeyInUseError,
+    LockedError,
+    MergeConflictError,
+    NoChangesError,
+    OutdatedError,
+    ProtectedError,
+)
+_STATUSES = {
+    ForbiddenError: 403,
+    NotFoundError: 404,
+    ExpiredError: 410,
+    KeyReusedError: 422,
+    **dict.fromkeys(_CONFLICTS, 409),
+}
+_BY_EXIT_CODE = {1: 409, 2: 400}
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 puts it; `hint` says what to do next."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    hint: str
+
+
+_PROBLEM = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request cannot be carried out as it is.", **_PROBLEM},
+    "5XX": {
+        "description": "Something that the server depends on failed, or it has too much to do.",
+        **_PROBLEM,
+    },
+}
+"""What OpenAPI says of errors, for every route."""
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -38,8 +101,7 @@ def handle_errors(app: FastAPI) -> None:
 
 def problem_of(error: PlumblineError) -> dict[str, Any]:
     """The problem that one of our errors is to the caller."""
-    known = {NotFoundError: 404, ForbiddenError: 403}
-    status = known.get(type(error), 400 if error.exit_code == 2 else 503)
+    status = _STATUSES.get(type(error), _BY_EXIT_CODE.get(error.exit_code, 503))
     return problem(status, type(error).__name__, error.message, error.hint)
 
 

@@ -1,12 +1,10 @@
 """What operators and their machines ask of a server: is it alive, is it ready, look at main now."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Literal
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -56,19 +54,3 @@ def service_routes(host: Host) -> APIRouter:
         return {"served": at.live.engine().release_ref.commit}
 
     return router
-
-
-def following(host: Host) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """The lifespan of an application whose knowledge bases follow their main."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for one in host:
-            one.live.start()
-        try:
-            yield
-        finally:
-            for one in host:
-                await anyio.to_thread.run_sync(one.live.stop)
-
-    return lifespan

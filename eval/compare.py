@@ -4,12 +4,28 @@ from typing import Any
 
 from eval.evaluations import Evaluations
 from eval.scores import Row
-from knowledge_base.difference import diff_documents
+from knowledge_base.difference import diff_documents, diff_releases
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import DocumentChanges, changed_parts
 
 _RANKING = ("chunker", "embedder", "retrieval")
 _WRITING = ("prompt", "model")
+
+
+def compare_releases(knowledge_base: KnowledgeBase, left: str, right: str) -> dict[str, Any]:
+    """What changed from ref `left` to ref `right`: documents, chunks, settings, golden answers.
+
+    Raises:
+        NotFoundError: There is no such ref.
+        DamagedError: One of the two cannot be opened.
+    """
+    found = diff_releases(knowledge_base, left, right)
+    return {
+        "documents": found.documents.as_json(),
+        "chunks": found.chunks,
+        "settings": found.settings,
+        "golden": compare_answers(knowledge_base, left, right),
+    }
 
 
 def compare_answers(knowledge_base: KnowledgeBase, left: str, right: str) -> dict[str, Any]:

@@ -7,7 +7,11 @@ release it becomes share them:
     <digest>/verdicts/<baseline>.json      the verdict against another digest, or "first"
 """
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,11 +24,22 @@ from knowledge_base.errors import (
     NotFoundError,
     PlumblineError,
 )
+from knowledge_base.history import describe_release, list_releases
 from knowledge_base.home import EVALUATIONS, KnowledgeBase
-from knowledge_base.version_store import Repository
+from knowledge_base.release import Frozen
+from knowledge_base.version_store import Commit, Repository
 
 _ATTEMPTS = 3
+_VERDICT = re.compile(r"[0-9a-f]+/verdicts/\w+\.json")
 _FIRST = "first"
+
+
+class Kept(Frozen):
+    """A verdict as it was kept: `id` names the evaluation for ever."""
+
+    id: str
+    date: datetime
+    verdict: Verdict
 
 
 class Evaluations:
@@ -35,7 +50,11 @@ class Evaluations:
 
     def rows(self, digest: str) -> tuple[Row, ...]:
         """The rows of a release's last evaluation, by its digest; none when there was none."""
-        content = self._read(f"{digest}/answers.jsonl")
+        return self.rows_at(EVALUATIONS, digest)
+
+    def rows_at(self, id: str, digest: str) -> tuple[Row, ...]:
+        """The rows as they were when the evaluation `id` was kept."""
+        content = self._read(f"{digest}/answers.jsonl", id)
         try:
             return tuple(Row.model_validate_json(line) for line in content.split(b"\n") if line)
         except ValidationError:
@@ -61,6 +80,44 @@ class Evaluations:
         ]
         found = [self.verdict(candidate, name.removesuffix(".json").removeprefix(_FIRST)) for name in names]
         return [verdict for verdict in found if verdict]
+
+    def history(self, after: str | None, number: int) -> list[Kept]:
+        """Up to `number` kept verdicts, newest first; those older than the evaluation `after`.
+
+        Raises NotFoundError.
+        """
+        found: list[Kept] = []
+        try:
+            commits = self._repository.log(after or EVALUATIONS, first_parent=True)
+            for commit in commits:
+                if commit.id != after and (kept := self._kept_in(commit)):
+                    found.append(kept)
+                if len(found) == number:
+                    break
+        except NotFoundError:
+            if after is not None:
+                raise
+        return found
+
+    def evaluation(self, id: str) -> Kept:
+        """One evaluation. Raises NotFoundError."""
+        kept = self._kept_in(self._repository.get_commit(id))
+        if kept is None:
+            raise NotFoundError("evaluation", id)
+        return kept
+
+    def _kept_in(self, commit: Commit) -> Kept | None:
+        """The verdict that a commit brought, if it brought one."""
+        if not commit.parents:
+            return None
+        for change in self._repository.diff(commit.parents[0], commit.id, type="two_dot"):
+            if _VERDICT.fullmatch(change.path) and change.type != "removed":
+                with suppress(ValidationError):  # of another version of Plumbline
+                    verdict = Verdict.model_validate_json(self._repository.get_object(commit.id, change.path))
+                    return Kept(
+                        id=commit.id, date=datetime.fromtimestamp(commit.creation_date, UTC), verdict=verdict
+                    )
+        return None
 
     def keep(self, verdict: Verdict, *measured: Scores) -> None:
         """Store a verdict with the rows that it rests on, in one commit.
@@ -102,15 +159,34 @@ class Evaluations:
             except AlreadyExistsError:
                 return
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, path: str, ref: str = EVALUATIONS) -> bytes:
         try:
-            return self._repository.get_object(EVALUATIONS, path)
+            return self._repository.get_object(ref, path)
         except NotFoundError:
             return b""
 
 
 def _verdict_path(candidate: str, baseline: str) -> str:
     return f"{candidate}/verdicts/{baseline or _FIRST}.json"
+
+
+def list_evaluated(knowledge_base: KnowledgeBase, ref: str, number: int | None) -> list[dict[str, Any]]:
+    """The log from `ref`, and what later evaluations said of releases that no gate let through.
+
+    Raises NotFoundError.
+    """
+    entries = list_releases(knowledge_base.repository, ref, number)
+    for entry in entries:
+        judged = entry["verdict"].startswith("PASS")
+        entry["evaluated"] = "" if judged else label_of(knowledge_base, entry["commit"])
+    return entries
+
+
+def describe_evaluated(knowledge_base: KnowledgeBase, ref: str) -> dict[str, Any]:
+    """One release with the verdicts on it. Raises NotFoundError, DamagedError."""
+    value = describe_release(knowledge_base, ref)
+    found = Evaluations(knowledge_base.repository).verdicts(knowledge_base.release(ref).answers_digest)
+    return {**value, "verdicts": [verdict.as_json() for verdict in found]}
 
 
 def label_of(knowledge_base: KnowledgeBase, commit: str) -> str:

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from pydantic import ValidationError
 
 from eval.golden import GoldenQuestion, State, format_rows, parse_golden, parse_rows
 from knowledge_base.documents import sha256_hex
-from knowledge_base.durable import write_bytes
-from knowledge_base.errors import NotFoundError, SettingsError, SourceError
+from knowledge_base.durable import exclusive_lock, write_bytes
+from knowledge_base.errors import NotFoundError, SettingsError, SourceError, UsageError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import GOLDEN_PREFIX
+from knowledge_base.version_store import LAKEFS
 
 _ALIASES = {
     # RAGAS's names, and those of its older data sets
@@ -49,8 +51,13 @@ class GoldenFiles:
 
         Raises:
             SettingsError: A golden file cannot be read, or an id is taken.
+            UsageError: There is no working copy.
             StorageError: The disk refused.
         """
+        with self._writing():
+            return self._add(rows, name, limit)
+
+    def _add(self, rows: Iterable[GoldenQuestion], name: str, limit: int | None) -> list[GoldenQuestion]:
         known = self.rows()
         asked, ids = {plain(row.question) for row in known}, {row.id for row in known}
         added: list[GoldenQuestion] = []
@@ -72,7 +79,14 @@ class GoldenFiles:
         return added
 
     def set_state(self, ids: Sequence[str], state: State) -> list[GoldenQuestion]:
-        """Give rows another state, where they stand. Raises NotFoundError, SettingsError, StorageError."""
+        """Give rows another state, where they stand.
+
+        Raises NotFoundError, SettingsError, UsageError, StorageError.
+        """
+        with self._writing():
+            return self._set_state(ids, state)
+
+    def _set_state(self, ids: Sequence[str], state: State) -> list[GoldenQuestion]:
         missing = sorted(set(ids) - {row.id for row in self.rows()})
         if missing:
             raise NotFoundError("golden question", missing[0], hint="`rag golden list` lists them.")
@@ -85,12 +99,49 @@ class GoldenFiles:
             changed += [row for row in new if row.id in ids]
         return changed
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Read and write the files alone: nobody's rows are lost."""
+        if self._knowledge_base.detached:
+            raise UsageError(
+                "There is no working copy to keep golden questions in.",
+                hint=f"Make one: `rag init --kb {LAKEFS}{self._knowledge_base.repository.id} DIR`.",
+            )
+        lock = self._knowledge_base.folder / "golden.lock"
+        with exclusive_lock(lock, wait_seconds=self._knowledge_base.lock_seconds):
+            yield
+
     def _texts(self) -> dict[str, str]:
         files = self._knowledge_base.working_files()
         return {path: content.decode() for path, content in files.items() if path.startswith(GOLDEN_PREFIX)}
 
     def _write(self, path: str, text: str) -> None:
         write_bytes(self._root / path, text.encode())
+
+
+def rows_as_they_stand(
+    knowledge_base: KnowledgeBase, document_text: Callable[[str], str]
+) -> list[dict[str, Any]]:
+    """The rows on disk as plain values with the state they have in truth, and the `reason` of stale ones.
+
+    `document_text` reads the documents of the release that they are held against, and raises NotFoundError.
+    Raises SettingsError.
+    """
+    described = []
+    for row in GoldenFiles(knowledge_base).rows():
+        value = row.model_dump(mode="json") | {"reason": ""}
+        if row.state == "approved" and not row.is_held_by(document_text):
+            value["state"], value["reason"] = "stale", _lost(row, document_text)
+        described.append(value)
+    return described
+
+
+def _lost(row: GoldenQuestion, document_text: Callable[[str], str]) -> str:
+    try:
+        document_text(row.document or "")
+    except NotFoundError:
+        return f"main does not hold {row.document!r}"
+    return f"its quote no longer stands in {row.document!r}"
 
 
 def read_import(path: Path, state: State) -> list[GoldenQuestion]:

@@ -26,7 +26,7 @@ from knowledge_base.errors import (
     SettingsError,
     SourceError,
 )
-from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.home import MAIN, KnowledgeBase, check_branch
 from knowledge_base.index import IndexDraft, bury, write_index
 from knowledge_base.lexical import Analyzer
 from knowledge_base.lifecycle import Gate, Landing, land, release_metadata, work_branch
@@ -136,7 +136,7 @@ class _Ingest:
 
     def _head(self) -> str:
         try:
-            return self.repository.get_branch(self.options.branch).commit_id
+            return self.repository.get_branch(check_branch(self.options.branch)).commit_id
         except NotFoundError:
             if self.options.dry_run:
                 return self.repository.resolve(MAIN)

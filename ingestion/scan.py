@@ -21,13 +21,15 @@ class IngestOptions:
     """How to ingest.
 
     `prune` deletes documents that the sources no longer hold; by sources that hold nothing, which would
-    delete every document, only with `allow_empty`. `reindex` makes the index anew from the stored
+    delete every document, only with `allow_empty`. `delete` names documents to delete, whatever the
+    sources hold. `reindex` makes the index anew from the stored
     documents and needs nothing of the old one: it may be damaged.
     """
 
     branch: str = MAIN
     prune: bool = False
     allow_empty: bool = False
+    delete: tuple[str, ...] = ()
     reindex: bool = False
     dry_run: bool = False
     strict: bool = False
@@ -115,7 +117,9 @@ def scan_sources(
         except DocumentError as error:
             scan.failed.append((path, error.message))
         progress("read", 1, len(sources.files))
+    gone = {path for path in options.delete if path in known}
+    scan.failed += [(path, "there is no such document") for path in options.delete if path not in known]
     if options.prune:
-        gone = (path for path in known if path.startswith(sources.prefix) and path not in present)
-        scan.deleted = list(order_paths(gone))
+        gone |= {path for path in known if path.startswith(sources.prefix) and path not in present}
+    scan.deleted = list(order_paths(gone))
     return scan

@@ -5,7 +5,7 @@ import math
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -154,6 +154,14 @@ def list_sources(
             _collect(collector, argument)
     ordered = sorted(collector.files.values(), key=lambda source: source.path.encode())
     return Sources(tuple(ordered), tuple(sorted(collector.skipped.items())), collector.prefix)
+
+
+def named_sources(files: Iterable[tuple[str, Path]]) -> Sources:
+    """Files under the paths of the documents that they are to be. Raises SourceError: two share one."""
+    collector = _Collector("", ())
+    for path, local in files:
+        collector.add(path, local)
+    return Sources(tuple(sorted(collector.files.values(), key=lambda source: source.path.encode())))
 
 
 def _collect(collector: _Collector, argument: str) -> None:

@@ -5,7 +5,10 @@ PlumblineError                  exit code 3: something it depends on failed
 │   ├── SettingsError           plumbline.toml or a prompt is not valid
 │   ├── NotAKnowledgeBaseError  there is no knowledge base where one was expected
 │   ├── SourceError             a source path cannot be used
-│   └── MissingExtraError       an optional package is not installed
+│   ├── MissingExtraError       an optional package is not installed
+│   ├── JobStateError           a job cannot do that in the state it is in
+│   ├── KeyInUseError           a request with the same Idempotency-Key is under way
+│   └── KeyReusedError          the Idempotency-Key came with another request before
 ├── ForbiddenError              exit code 2: this caller may not do that
 ├── CheckFailedError            exit code 1: a check said no (gate, --strict, fsck)
 ├── VersionStoreError
@@ -26,6 +29,7 @@ PlumblineError                  exit code 3: something it depends on failed
 ├── DamagedError                stored content does not match its hash
 ├── StorageError                the disk refused a write (full, read-only, ...)
 ├── LockedError                 another process holds the writer lock
+├── BusyError                   too much waits to be done already
 ├── EmbedderError               the embedding model cannot be loaded or run
 └── ModelError                  a language model failed, or its reply cannot be used
 
@@ -66,6 +70,18 @@ class SourceError(UsageError):
 
 class MissingExtraError(UsageError):
     """An optional package is not installed."""
+
+
+class JobStateError(UsageError):
+    """A job cannot do that in the state it is in."""
+
+
+class KeyInUseError(UsageError):
+    """A request with the same Idempotency-Key is being carried out."""
+
+
+class KeyReusedError(UsageError):
+    """The Idempotency-Key came with another request before."""
 
 
 class ForbiddenError(PlumblineError):
@@ -210,6 +226,10 @@ class StorageError(PlumblineError):
 
 class LockedError(PlumblineError):
     """Another process is writing to this knowledge base."""
+
+
+class BusyError(PlumblineError):
+    """Too much waits to be done already."""
 
 
 class EmbedderError(PlumblineError):

@@ -17,6 +17,7 @@ from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import exclusive_lock, remove_file, write_bytes
 from knowledge_base.errors import (
     AlreadyExistsError,
+    InvalidNameError,
     NotAKnowledgeBaseError,
     SettingsError,
     UnsupportedError,
@@ -284,6 +285,15 @@ def release_branches(repository: Repository) -> list[Branch]:
         for branch in repository.list_branches()
         if branch.id != EVALUATIONS and not branch.id.startswith(WORK_PREFIX)
     ]
+
+
+def check_branch(name: str) -> str:
+    """The name itself when a branch of that name may hold releases. Raises InvalidNameError."""
+    if name == EVALUATIONS or name.startswith(WORK_PREFIX):
+        raise InvalidNameError(
+            f"Branch {name!r} is kept by Plumbline itself.", hint="Choose another name for yours."
+        )
+    return name
 
 
 def repair_repository(root: Path, backup: Path | None, spares: list[bytes]) -> list[str]:

@@ -15,6 +15,7 @@ from knowledge_base.difference import diff_documents
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import (
     CheckFailedError,
+    HeadMovedError,
     NoChangesError,
     NotFoundError,
     OutdatedError,
@@ -202,18 +203,7 @@ def promote(
     repository = knowledge_base.repository
     with knowledge_base.writing():
         sweep(repository)
-        head, candidate = repository.resolve(MAIN), repository.resolve(ref)
-        base = repository.find_merge_base(candidate, head)
-        if base == candidate:
-            raise NoChangesError(
-                f"main's history holds {ref!r} already.",
-                hint=f"If it was rolled back since, `rag rollback {ref}` brings it back.",
-            )
-        if base != head:
-            raise OutdatedError(
-                f"main has moved since {ref!r} was made from {base[:12]}.",
-                hint=f"Evaluate it with what is new: `rag merge main --into {ref}`, then promote it again.",
-            )
+        head, candidate = check_promotable(repository, ref)
         landing = describe_and_land(
             knowledge_base, candidate, MAIN, head, message or f"Promote {ref}", gate, keep=False
         )
@@ -224,6 +214,29 @@ def promote(
             with suppress(PlumblineError):  # main has moved: a name left over is no failure
                 repository.delete_branch(ref)
         return landing
+
+
+def check_promotable(repository: Repository, ref: str) -> tuple[str, str]:
+    """The commits of main and of `ref`, which was made from it.
+
+    Raises:
+        OutdatedError: main has moved since `ref` was made from it.
+        NoChangesError: main holds all of `ref` already.
+        NotFoundError: There is no such ref.
+    """
+    head, candidate = repository.resolve(MAIN), repository.resolve(ref)
+    base = repository.find_merge_base(candidate, head)
+    if base == candidate:
+        raise NoChangesError(
+            f"main's history holds {ref!r} already.",
+            hint=f"If it was rolled back since, `rag rollback {ref}` brings it back.",
+        )
+    if base != head:
+        raise OutdatedError(
+            f"main has moved since {ref!r} was made from {base[:12]}.",
+            hint=f"Evaluate it with what is new: `rag merge main --into {ref}`, then promote it again.",
+        )
+    return head, candidate
 
 
 def describe_and_land(
@@ -308,13 +321,20 @@ def standing(commit: Commit) -> dict[str, str]:
     return {**kept, "verdict": commit.metadata.get("verdict", UNEVALUATED)}
 
 
-def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: str = MAIN) -> Commit:
+def rollback(
+    knowledge_base: KnowledgeBase,
+    ref: str | None = None,
+    *,
+    branch: str = MAIN,
+    expected: str | None = None,
+) -> Commit:
     """One new commit on `branch` whose content is that of `ref`.
 
     Without `ref` it is the release before the one whose content the branch has: rolled back twice, a
-    branch is two releases back.
+    branch is two releases back. `expected` is the commit that the caller takes the branch to be at.
 
     Raises:
+        HeadMovedError: The branch is not at `expected`.
         NotFoundError: No such ref.
         ExpiredError: gc removed the content of that release.
         NoChangesError: The branch already has that content, or there is no release before.
@@ -324,6 +344,8 @@ def rollback(knowledge_base: KnowledgeBase, ref: str | None = None, *, branch: s
     with knowledge_base.writing():
         sweep(repository)
         head = repository.resolve(branch)
+        if expected and head != expected:
+            raise HeadMovedError(branch, expected, head)
         target = repository.resolve(ref) if ref else _release_before(repository, head)
         if target is None or not repository.get_commit(target).parents:
             raise NoChangesError(

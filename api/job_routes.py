@@ -1,0 +1,110 @@
+"""The routes of jobs, and how other routes start one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi import Path as InPath
+from pydantic import BaseModel
+
+from api.access import Reader, Session, Writer
+from api.idempotency import Claim, fingerprint
+from api.jobs import ID, Job, State, Work
+from knowledge_base.errors import NotFoundError
+
+JobId = Annotated[str, InPath(pattern=ID, description="As in the job's `id`.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first; ask again with `after` = `next` for older ones."""
+
+    jobs: list[Job]
+    next: str | None
+
+
+def job_routes() -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/v1", tags=["jobs"])
+
+    @router.get("/jobs")
+    def list_jobs(
+        at: Reader,
+        state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+        after: Annotated[str | None, Query(pattern=ID, description="`next` of the page before.")] = None,
+        limit: Limit = 100,
+    ) -> JobPage:
+        """List uploads, deletions, evaluations and promotions of the last week."""
+        found: list[Job] = []
+        for name in at.jobs.ids():
+            if after is not None and name >= after:
+                continue
+            try:
+                job = at.jobs.get(name)
+            except NotFoundError:
+                continue  # removed since it was listed
+            if state in (None, job.state):
+                found.append(job)
+            if len(found) > limit:
+                break
+        return JobPage(jobs=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
+
+    @router.get("/jobs/{id}")
+    def show_job(id: JobId, at: Reader) -> Job:
+        """Show how far a job is, or how it ended."""
+        return at.jobs.get(id)
+
+    @router.post("/jobs/{id}/retry", status_code=202)
+    def retry_job(id: JobId, at: Writer, response: Response) -> Job:
+        """Run a failed or interrupted job again."""
+        job = at.jobs.retry(id)
+        at.runner.wake()
+        return accepted(job, response)
+
+    return router
+
+
+def start_job(
+    at: Session,
+    claim: Claim,
+    work: Work,
+    response: Response,
+    spool: Path | None = None,
+    *,
+    content: Sequence[str] = (),
+    check: Callable[[], object] = lambda: None,
+) -> Job:
+    """Queue a job, or find the one that the same Idempotency-Key started.
+
+    `spool` holds what was uploaded, `content` the hashes of it; `check` raises what is wrong already.
+
+    Raises:
+        BusyError: Too many wait already.
+        KeyReusedError: The key came with another request before.
+    """
+    asked = fingerprint(work=work.model_dump(), content=content)
+    known = claim.known(asked)
+    if known is not None:
+        try:
+            return accepted(at.jobs.get(known["job"]), response)
+        except NotFoundError:
+            pass  # the server was killed between the two steps below
+    check()
+    if spool is None:
+        with at.jobs.receiving() as empty:
+            return _submit(at, claim, work, response, empty, asked)
+    return _submit(at, claim, work, response, spool, asked)
+
+
+def _submit(at: Session, claim: Claim, work: Work, response: Response, spool: Path, asked: str) -> Job:
+    claim.keep(asked, {"job": at.jobs.id_of(spool)})
+    job = at.jobs.submit(work, spool)
+    at.runner.wake()
+    return accepted(job, response)
+
+
+def accepted(job: Job, response: Response) -> Job:
+    """The job, and where to ask for it."""
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job

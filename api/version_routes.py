@@ -1,0 +1,251 @@
+"""The routes of releases: log, one release, difference, promotion, rollback, branches and tags."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi import Path as InPath
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.access import Reader, Writer
+from api.document_routes import Ref
+from api.idempotency import IdempotencyKey, fingerprint
+from api.job_routes import Limit, start_job
+from api.jobs import Job, Work
+from eval.compare import compare_releases
+from eval.evaluations import describe_evaluated, list_evaluated
+from knowledge_base.history import list_branches, list_tags
+from knowledge_base.home import MAIN, check_branch
+from knowledge_base.lifecycle import check_promotable, rollback
+
+RefPath = Annotated[
+    str, InPath(min_length=1, max_length=200, description="Branch, tag, commit or main@{date}.")
+]
+Name = Annotated[str, InPath(min_length=1, max_length=100)]
+
+
+class Asked(BaseModel):
+    """The base of request bodies: a misspelt member is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LogEntry(BaseModel):
+    """A release in the log: what changed in it, and what the gate said of it."""
+
+    commit: str
+    parents: list[str]
+    refs: list[str]
+    date: str
+    message: str
+    changed: list[str]
+    documents: int
+    chunks: int
+    documents_changed: dict[str, int]
+    chunks_changed: dict[str, int]
+    verdict: str
+    override: str
+
+
+class EvaluatedEntry(LogEntry):
+    """The same, with what evaluations said later of a release that the gate did not let through."""
+
+    evaluated: str
+
+
+class LogPage(BaseModel):
+    """Releases, newest first; ask again with `ref` = `next` for older ones."""
+
+    releases: list[EvaluatedEntry]
+    next: str | None
+
+
+class ReleaseDescription(LogEntry):
+    """One release in full."""
+
+    settings: dict[str, Any]
+    prompt: str
+    embedder: dict[str, Any]
+    chunker: dict[str, Any]
+    segments: list[dict[str, Any]]
+    paths: list[str]
+    verdicts: list[dict[str, Any]]
+
+
+class Rename(BaseModel):
+    """A document that has another path now."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    before: str = Field(alias="from")
+    after: str = Field(alias="to")
+
+
+class DocumentDifference(BaseModel):
+    """Documents by what became of them."""
+
+    added: list[str]
+    changed: list[str]
+    deleted: list[str]
+    renamed: list[Rename]
+
+
+class Difference(BaseModel):
+    """What changed from one release to another."""
+
+    documents: DocumentDifference
+    chunks: dict[str, int]
+    settings: dict[str, dict[str, Any]]
+    golden: dict[str, Any]
+
+
+class Promotion(Asked):
+    """What to promote; with `override`, past the gate, and the reason stays in the log for ever."""
+
+    ref: str = Field(min_length=1, max_length=200)
+    message: str | None = Field(default=None, min_length=1, max_length=2000)
+    override: str = Field(default="", max_length=500)
+
+
+class Rollback(Asked):
+    """Which release to go back to (without `ref` the one before), and where main is believed to be."""
+
+    ref: str | None = Field(default=None, min_length=1, max_length=200)
+    expected: str | None = Field(
+        default=None, pattern="^[0-9a-f]{40}([0-9a-f]{24})?$", description="Refused when main is elsewhere."
+    )
+
+
+class RolledBack(BaseModel):
+    """Main's new commit, and the release whose content it has."""
+
+    commit: str
+    content_of: str
+
+
+class NewBranch(Asked):
+    """A branch to make."""
+
+    branch: str = Field(min_length=1, max_length=100)
+    source: str = Field(default=MAIN, min_length=1, max_length=200)
+
+
+class NewTag(Asked):
+    """A tag to make."""
+
+    tag: str = Field(min_length=1, max_length=100)
+    ref: str = Field(default=MAIN, min_length=1, max_length=200)
+
+
+class Head(BaseModel):
+    """The commit that a branch or tag names."""
+
+    commit: str
+    date: str = ""
+    message: str = ""
+
+
+class BranchHead(Head):
+    """A branch."""
+
+    branch: str
+
+
+class TagHead(Head):
+    """A tag."""
+
+    tag: str
+
+
+def version_routes() -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/v1", tags=["releases"])
+    _add_history(router)
+    _add_moves(router)
+    _add_names(router)
+    return router
+
+
+def _add_history(router: APIRouter) -> None:
+    @router.get("/releases")
+    def log(at: Reader, ref: Ref = MAIN, limit: Limit = 100) -> LogPage:
+        """List releases, newest first, with what changed in each."""
+        found = list_evaluated(at.knowledge_base, ref, limit + 1)
+        more = found[limit]["commit"] if len(found) > limit else None
+        return LogPage.model_validate({"releases": found[:limit], "next": more})
+
+    @router.get("/releases/{ref}")
+    def show(ref: RefPath, at: Reader) -> ReleaseDescription:
+        """Show one release: its settings, documents, segments and verdicts."""
+        return ReleaseDescription.model_validate(describe_evaluated(at.knowledge_base, ref))
+
+    @router.get("/diff")
+    def diff(
+        at: Reader,
+        left: Annotated[str, Query(alias="from", min_length=1, max_length=200, description="The older ref.")],
+        right: Annotated[
+            str, Query(alias="to", min_length=1, max_length=200, description="The newer ref.")
+        ] = MAIN,
+    ) -> Difference:
+        """Show what changed between two releases: documents, chunks, settings, golden answers."""
+        return Difference.model_validate(compare_releases(at.knowledge_base, left, right))
+
+
+def _add_moves(router: APIRouter) -> None:
+    @router.post("/promote", status_code=202)
+    def promote(body: Promotion, at: Writer, response: Response, key: IdempotencyKey = None) -> Job:
+        """Start a job that makes a candidate the release that main serves, if the gate lets it."""
+        with at.replies.claim(key) as claim:
+            work = Work(kind="promote", ref=body.ref, message=body.message, override=body.override.strip())
+            return start_job(
+                at,
+                claim,
+                work,
+                response,
+                check=lambda: check_promotable(at.knowledge_base.repository, body.ref),
+            )
+
+    @router.post("/rollback")
+    def roll_back(body: Rollback, at: Writer, key: IdempotencyKey = None) -> RolledBack:
+        """Give main the content of an earlier release, in one new commit."""
+        with at.replies.claim(key) as claim:
+            asked = fingerprint(kind="rollback", **body.model_dump())
+            if known := claim.known(asked):
+                return RolledBack.model_validate(known)
+            commit = rollback(at.knowledge_base, body.ref, expected=body.expected)
+            done = RolledBack(commit=commit.id, content_of=commit.metadata["rollback"])
+            claim.keep(asked, done.model_dump())
+            return done
+
+
+def _add_names(router: APIRouter) -> None:
+    @router.get("/branches")
+    def branches(at: Reader) -> list[BranchHead]:
+        """List branches."""
+        return [BranchHead.model_validate(head) for head in list_branches(at.knowledge_base.repository)]
+
+    @router.post("/branches", status_code=201)
+    def make_branch(body: NewBranch, at: Writer) -> BranchHead:
+        """Make a branch; it costs nothing."""
+        made = at.knowledge_base.repository.create_branch(check_branch(body.branch), body.source)
+        return BranchHead(branch=made.id, commit=made.commit_id)
+
+    @router.delete("/branches/{name}", status_code=204)
+    def delete_branch(name: Name, at: Writer) -> None:
+        """Delete a branch; releases that nothing else names are collected later."""
+        at.knowledge_base.repository.delete_branch(check_branch(name))
+
+    @router.get("/tags")
+    def tags(at: Reader) -> list[TagHead]:
+        """List tags: names for releases that never move."""
+        return [TagHead.model_validate(head) for head in list_tags(at.knowledge_base.repository)]
+
+    @router.post("/tags", status_code=201)
+    def make_tag(body: NewTag, at: Writer) -> TagHead:
+        """Make a tag."""
+        made = at.knowledge_base.repository.create_tag(body.tag, body.ref)
+        return TagHead(tag=made.id, commit=made.commit_id)
+
+    @router.delete("/tags/{name}", status_code=204)
+    def delete_tag(name: Name, at: Writer) -> None:
+        """Delete a tag."""
+        at.knowledge_base.repository.delete_tag(name)
