@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from api.render_findings import print_findings
+
 if TYPE_CHECKING:
     from ingestion.scan import IngestResult
     from knowledge_base.lifecycle import Landing
@@ -33,9 +35,12 @@ def print_ingest(result: "IngestResult") -> None:
         console.print("[bold]Plan[/] (nothing was changed)")
         _print_changes(console, documents.as_json())
     counts = {**documents.counts(), "unchanged": result.unchanged, "failed": len(result.failed)}
+    if result.quarantined:
+        counts["quarantined"] = len(result.quarantined)
     console.print("documents  " + ", ".join(f"{count} {verb}" for verb, count in counts.items()))
     for path, reason in result.failed:
         console.print(f"  [yellow]skipped[/] {escape(path)}: {escape(reason)}")
+    print_findings(console, [f for i in result.inspections for f in i.as_json()], result.quarantined)
     embedding = f"{result.embedded} embedded, {result.reused} reused from earlier releases"
     if result.dry_run:
         console.print(f"texts      {embedding}")
@@ -248,6 +253,8 @@ def print_release(value: Mapping[str, Any]) -> None:
         console.print(f"  {escape(path)}")
     if len(value["paths"]) > _SHOWN:
         console.print(f"  [dim]and {len(value['paths']) - _SHOWN} more (--json lists all)[/]")
+    print_findings(console, value["findings"], ())
+    print_findings(console, value["quarantined"], [found["path"] for found in value["quarantined"]])
 
 
 def print_difference(value: Mapping[str, Any]) -> None:

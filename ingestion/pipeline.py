@@ -11,6 +11,7 @@ from typing import Any
 
 from ingestion.chunking import Chunker
 from ingestion.passages import Passages, embed, find_passages
+from ingestion.quarantine import Quarantine
 from ingestion.readers import read_document
 from ingestion.scan import IngestOptions, IngestResult, Progress, Scan, scan_sources
 from ingestion.sources import Sources
@@ -118,6 +119,7 @@ class _Ingest:
         check_prompts(prompts, settings)
         self.embedder: Embedder = knowledge_base.embedder(settings.embedder)
         self.chunker = _chunker(settings, self.embedder)
+        self.quarantine = Quarantine(keep_out=settings.ingest.quarantine)
         self.journal = Journal(knowledge_base, self.embedder.fingerprint)
         manifest = Manifest(embedder=dict(self.embedder.fingerprint), chunker=dict(self.chunker.fingerprint))
         self.target = Release(commit="", settings=settings, manifest=manifest, prompts=prompts)
@@ -191,11 +193,14 @@ class _Ingest:
     def _scan(self, sources: Sources, transaction: Transaction | None) -> Scan:
         def accept(path: str, content: bytes) -> Document:
             document = read_document(path, content)
+            self.quarantine.admit(document, content)
             if transaction is not None:
                 transaction.upload(DOCUMENTS_PREFIX + path, content)
                 self.bytes_written += len(content)
             return document
 
+        self.seen = {source.path for source in sources.files} | {path for path, _ in sources.skipped}
+        self.pruned = sources.prefix if self.options.prune else None
         scan = scan_sources(self.known, sources, self.options, self.progress, accept=accept)
         if scan.failed and self.options.strict:
             path, reason = scan.failed[0]
@@ -225,6 +230,8 @@ class _Ingest:
         parts = changed_parts(self.parent.release, self.target, corpus=bool(changes))
         if self.options.reindex:
             parts.append(_REINDEXED)
+        if not parts and self.quarantine.differs(self.repository, self.head, self.seen, self.pruned):
+            parts.append("findings")
         return tuple(parts or self._changed_beside(committed_files(self.repository, self.head)))
 
     def _changed_beside(self, released: Mapping[str, bytes]) -> list[str]:
@@ -243,6 +250,7 @@ class _Ingest:
             content = self.repository.get_object(self.head, DOCUMENTS_PREFIX + path)
             try:
                 documents.append(read_document(path, content))
+                self.quarantine.inspect_again(documents[-1], content)
             except DocumentError as error:
                 raise DocumentError(
                     f"The stored document {path!r} can no longer be read: {error.message}.",
@@ -272,6 +280,9 @@ class _Ingest:
             vectors = embed(passages.missing, self.embedder, self.journal, self.progress)
             draft.add(write_segment(documents, passages.chunks, {**passages.vectors, **vectors}))
         transaction.delete_objects(DOCUMENTS_PREFIX + path for path in changes.gone)
+        self.quarantine.stage(
+            transaction, self.repository, seen=self.seen, pruned=self.pruned, gone=changes.gone
+        )
         snapshot, written = write_index(draft, transaction, progress=self.progress)
         self.bytes_written += written
         released = committed_files(self.repository, self.head)
@@ -325,6 +336,8 @@ class _Ingest:
             failed=tuple(scan.failed),
             bytes_written=self.bytes_written,
             dry_run=self.options.dry_run,
+            inspections=self.quarantine.found,
+            quarantined=tuple(scan.quarantined),
             **found,
         )
 
@@ -344,5 +357,5 @@ def _message(changes: DocumentChanges, changed: Iterable[str]) -> str:
     counts = [f"{count} {verb}" for verb, count in changes.counts().items() if count]
     if counts:
         return f"Ingest: {', '.join(counts)} document(s)"
-    said = {"golden": "golden questions", "files": "what decides no answer"}
+    said = {"golden": "golden questions", "files": "what decides no answer", "findings": "what is kept out"}
     return f"Change {', '.join(said.get(part, part) for part in changed)}"

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from ingestion.readers_office import read_docx, read_epub, read_pdf, read_pptx, read_rtf, read_table
 from ingestion.readers_outline import Extracted
@@ -59,6 +60,9 @@ _MAGIC = (
 )
 
 
+_T = TypeVar("_T")
+
+
 class _TooLong(BaseException):
     """The time limit has passed; no Exception, because parsers catch those and try again."""
 
@@ -72,16 +76,8 @@ def extract(path: str, content: bytes, *, timeout_seconds: float = 60) -> Extrac
     """
     if not content.strip(b"\0 \t\r\n"):
         raise DocumentError("empty")
-    try:
-        read = _reader(PurePosixPath(path).suffix.lower(), content)
-        with _silence(), _time_limit(timeout_seconds):
-            extracted = read(path, content)
-    except DocumentError:
-        raise
-    except _TooLong as error:
-        raise DocumentError(f"took longer than {timeout_seconds:g} seconds to read") from error
-    except Exception as error:  # parsers of foreign files raise anything at all
-        raise DocumentError(_reason(error)) from error
+    read = contained(lambda: reader_for(path, content), timeout_seconds)
+    extracted = contained(lambda: read(path, content), timeout_seconds)
     if _INVISIBLE.fullmatch(extracted.text):
         raise DocumentError(_no_text(read))
     return extracted
@@ -91,6 +87,19 @@ def read_document(path: str, content: bytes) -> Document:
     """A document with its text and outline. Raises DocumentError."""
     found = extract(path, content)
     return Document(path, sha256_hex(content), len(content), found.title, found.text, found.sections)
+
+
+def contained(work: Callable[[], _T], timeout_seconds: float = 60) -> _T:
+    """Do something with a foreign file: in silence, in time, and with DocumentError as the only error."""
+    try:
+        with _silence(), _time_limit(timeout_seconds):
+            return work()
+    except DocumentError:
+        raise
+    except _TooLong as error:
+        raise DocumentError(f"took longer than {timeout_seconds:g} seconds to read") from error
+    except Exception as error:  # parsers of foreign files raise anything at all
+        raise DocumentError(_reason(error)) from error
 
 
 def _no_text(read: "_Read") -> str:
@@ -115,8 +124,9 @@ def _reason(error: BaseException) -> str:
 _Read = Callable[[str, bytes], Extracted]
 
 
-def _reader(suffix: str, content: bytes) -> _Read:
+def reader_for(path: str, content: bytes) -> _Read:
     """The reader for a document: what the bytes are counts for more than what the name says."""
+    suffix = PurePosixPath(path).suffix.lower()
     start = content[:1024].lstrip()
     if b"%PDF-" in content[:1024]:
         return read_pdf

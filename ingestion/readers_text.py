@@ -104,7 +104,12 @@ def read_markdown(path: str, content: bytes) -> Extracted:
 
 def read_html(path: str, content: bytes) -> Extracted:
     """A web page as Markdown."""
-    return _html(path, _decode(content, _declared(content)))
+    return _html(path, read_source(content))
+
+
+def read_source(content: bytes) -> str:
+    """The text of a file as it is, in the encoding that it declares. Raises DocumentError."""
+    return _decode(content, _declared(content))
 
 
 def _html(path: str, html: str) -> Extracted:

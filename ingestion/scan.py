@@ -6,7 +6,8 @@ from typing import Any
 
 from ingestion.sources import Sources
 from knowledge_base.documents import Document, sha256_hex
-from knowledge_base.errors import DocumentError
+from knowledge_base.errors import DocumentError, QuarantinedError
+from knowledge_base.findings import Inspection
 from knowledge_base.home import MAIN
 from knowledge_base.release import DocumentChanges, order_paths
 
@@ -56,6 +57,9 @@ class IngestResult:
     changed: tuple[str, ...] = ()
     dry_run: bool = False
     gate: dict[str, Any] = field(default_factory=dict)
+    inspections: tuple[Inspection, ...] = ()
+    """Of the documents that were read, those in which something was found."""
+    quarantined: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The object of `rag ingest --json`."""
@@ -67,7 +71,9 @@ class IngestResult:
                 **self.documents.as_json(),
                 "unchanged": self.unchanged,
                 "failed": [{"path": path, "reason": reason} for path, reason in self.failed],
+                "quarantined": list(self.quarantined),
             },
+            "findings": [finding for found in self.inspections for finding in found.as_json()],
             "chunks": self.chunks,
             "embedded": self.embedded,
             "reused": self.reused,
@@ -90,6 +96,7 @@ class Scan:
     deleted: list[str] = field(default_factory=list)
     unchanged: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
 
 
 def scan_sources(
@@ -100,7 +107,10 @@ def scan_sources(
     *,
     accept: Callable[[str, bytes], Document],
 ) -> Scan:
-    """Read every source once; `accept` makes a document of what is new. Files that fail are in the result."""
+    """Read every source once; `accept` makes a document of what is new. Files that fail are in the result.
+
+    So are those that `accept` puts in quarantine; the version of such a document that is known stays.
+    """
     scan = Scan(failed=list(sources.skipped))
     present = {path for path, _ in sources.skipped}
     for source in sources.files:
@@ -114,6 +124,8 @@ def scan_sources(
             else:
                 scan.documents.append(accept(path, content))
                 scan.changed.append(path) if path in known else scan.added.update({path: digest})
+        except QuarantinedError:
+            scan.quarantined.append(path)
         except DocumentError as error:
             scan.failed.append((path, error.message))
         progress("read", 1, len(sources.files))

@@ -26,6 +26,7 @@ PlumblineError                  exit code 3: something it depends on failed
 │   ├── UnauthorizedError       the server refused the credentials
 │   └── UnavailableError        the store cannot be reached, or is damaged
 ├── DocumentError               one document cannot be read; the others still can
+│   └── QuarantinedError        it can, and holds what ingest.quarantine keeps out
 ├── DamagedError                stored content does not match its hash
 ├── StorageError                the disk refused a write (full, read-only, ...)
 ├── LockedError                 another process holds the writer lock
@@ -214,6 +215,10 @@ class UnavailableError(VersionStoreError):
 
 class DocumentError(PlumblineError):
     """One document cannot be read (encrypted, damaged, empty, too large, unknown format)."""
+
+
+class QuarantinedError(DocumentError):
+    """One document holds what `ingest.quarantine` keeps out of a release."""
 
 
 class DamagedError(PlumblineError):

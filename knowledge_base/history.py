@@ -4,9 +4,12 @@ from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
+from knowledge_base.findings import read_inspections
 from knowledge_base.home import KnowledgeBase, release_branches
 from knowledge_base.release import (
     DOCUMENTS_PREFIX,
+    FINDINGS_PREFIX,
+    QUARANTINE_PREFIX,
     SETTINGS_PATH,
     Release,
     committed_files,
@@ -62,7 +65,14 @@ def describe_release(knowledge_base: KnowledgeBase, ref: str) -> dict[str, Any]:
         "chunker": release.manifest.chunker,
         "segments": [segment.model_dump() for segment in release.manifest.segments],
         "paths": [item.path.removeprefix(DOCUMENTS_PREFIX) for item in documents],
+        "findings": _found(repository, release.commit, FINDINGS_PREFIX),
+        "quarantined": _found(repository, release.commit, QUARANTINE_PREFIX),
     }
+
+
+def _found(repository: Repository, commit: str, prefix: str) -> list[dict[str, Any]]:
+    inspections = read_inspections(repository, commit, prefix).values()
+    return [value for found in sorted(inspections, key=lambda i: i.path) for value in found.as_json()]
 
 
 def working_difference(knowledge_base: KnowledgeBase, live: Release) -> dict[str, Any]:

@@ -18,6 +18,8 @@ DOCUMENTS_PREFIX = "documents/"
 PROMPTS_PREFIX = "prompts/"
 GOLDEN_PREFIX = "golden/"
 INDEX_PREFIX = "index/"
+FINDINGS_PREFIX = "index/findings/"
+QUARANTINE_PREFIX = "index/quarantine/"
 JUDGE_PROMPT = "judge.md"
 
 Fingerprint = Mapping[str, str | int | float | bool]
@@ -129,6 +131,19 @@ class JudgeSettings(ModelSettings):
     model: str = Field(default="offline", pattern=r"^(offline|[a-z][a-z0-9_-]*:\S+)$")
 
 
+class IngestSettings(Frozen):
+    """What becomes of a document that an ingest finds an alarm in: with `quarantine` it is kept out."""
+
+    quarantine: bool = False
+
+
+class LogSettings(Frozen):
+    """The answer log: `redact` takes personal data out of it, `keep_days` says how long (0: for ever)."""
+
+    redact: bool = True
+    keep_days: int = Field(default=0, ge=0, le=36_500)
+
+
 class GateSettings(Frozen):
     """What a candidate must not lose.
 
@@ -160,6 +175,8 @@ class Settings(Frozen):
     embedder: EmbedderSettings = EmbedderSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     answer: AnswerSettings = AnswerSettings()
+    ingest: IngestSettings = IngestSettings()
+    log: LogSettings = LogSettings()
     judge: JudgeSettings = JudgeSettings()
     gate: GateSettings = GateSettings()
     tracking: TrackingSettings = TrackingSettings()
