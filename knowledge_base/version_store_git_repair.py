@@ -33,7 +33,7 @@ def faults_of_refs(folder: Path) -> Iterator[str]:
     """What is wrong with config, with logs, and which refs are gone.
 
     A log that is one entry ahead or behind, or not there yet, is no fault: a kill between the two writes
-    leaves it so. `repair` writes a missing one.
+    leaves it so. `repair` writes a missing one. Nor is the log of a ref whose making a kill ended.
     """
     config = _read(folder / "config")
     if "bare = true" not in config or "logallrefupdates = always" not in config:
@@ -42,8 +42,28 @@ def faults_of_refs(folder: Path) -> Iterator[str]:
     for name, commit in logged.items():
         if not commit:
             yield f"the log of {name} cannot be read"
-        if not (folder / name).exists() and f" {name}\n" not in _read(folder / "packed-refs"):
+        if not _has(folder, name) and not _unborn(folder, name):
             yield f"{name} is missing"
+
+
+def free_refs(folder: Path) -> None:
+    """Undo what killed processes left halfway: locks, and logs of refs that never came to be."""
+    for lock in (folder / "refs").rglob("*.lock"):
+        name = lock.relative_to(folder).with_suffix("").as_posix()
+        if _unborn(folder, name):  # before its lock, without which nothing says that it is no damage
+            (folder / "logs" / name).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+
+
+def _unborn(folder: Path, name: str) -> bool:
+    """Whether a kill ended the making of a ref: libgit2 takes the lock, writes the log, then the ref."""
+    lines = _read(folder / "logs" / name).splitlines()
+    begun = len(lines) == 1 and lines[0].startswith(_NOTHING)
+    return begun and (folder / f"{name}.lock").exists() and not _has(folder, name)
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / name).exists() or f" {name}\n" in _read(folder / "packed-refs")
 
 
 def repair(folder: Path, default_branch: str, backup: Path | None, spares: Iterable[bytes]) -> list[str]:

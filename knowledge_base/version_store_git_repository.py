@@ -45,7 +45,7 @@ from knowledge_base.version_store_git_history import (
 )
 from knowledge_base.version_store_git_messages import format_message
 from knowledge_base.version_store_git_objects import GIT_ERRORS, Committer, Objects, signature, translated
-from knowledge_base.version_store_git_repair import faults_of_refs
+from knowledge_base.version_store_git_repair import faults_of_refs, free_refs
 from knowledge_base.version_store_git_transaction import GitTransaction
 from knowledge_base.version_store_git_trees import apply_changes, compare_trees, kept, merge_trees, walk_files
 
@@ -313,8 +313,7 @@ class GitRepository:
     def _writing(self) -> Iterator[None]:
         """Hold the repository's lock; what a killed process left locked is freed."""
         with exclusive_lock(self._path / "plumbline.lock", wait_seconds=_LOCK_SECONDS):
-            for stale in (self._path / "refs").rglob("*.lock"):
-                stale.unlink(missing_ok=True)
+            free_refs(self._path)
             packed = self._path / "packed-refs.lock"
             with contextlib.suppress(FileNotFoundError):  # a young one may be a running `git gc`
                 if packed.stat().st_mtime < time.time() - _ABANDONED_SECONDS:

@@ -95,6 +95,9 @@ class Fault:
         else:
             for branch in (MAIN, f"{WORK_PREFIX}torn"):
                 (self._repository / "refs" / "heads" / f"{branch}.lock").write_bytes(b"0123456789abcdef")
+            head = (self._repository / "refs" / "heads" / MAIN).read_text().strip()
+            log = self._repository / "logs" / "refs" / "heads" / f"{WORK_PREFIX}torn"
+            log.write_text(f"{'0' * 40} {head} Plumbline <plumbline@localhost> 0 +0000\tbranch\n")
 
 
 # -- processes ------------------------------------------------------------------------------------

@@ -173,3 +173,24 @@ def test_a_damaged_index_is_made_anew_from_the_documents(
         assert problems(kb), "the older releases still lack it"
         gc(again, Retention(keep_last=1), dry_run=False)
     assert not problems(kb)
+
+
+def test_a_branch_whose_making_was_killed_is_no_damage(knowledge_base: KnowledgeBase) -> None:
+    """libgit2 takes the lock and writes the log before the ref: so a kill between leaves the two."""
+    git = knowledge_base.folder / "knowledge.git"
+    log, lock = git / "logs/refs/heads/torn", git / "refs/heads/torn.lock"
+    head = knowledge_base.repository.resolve("main")
+    log.write_text(f"{'0' * 40} {head} Plumbline <plumbline@localhost> 0 +0000\tbranch\n")
+    lock.write_text(f"{head}\n")
+    assert not list(fsck(knowledge_base))
+    knowledge_base.repository.create_branch("other", "main")
+    assert not log.exists() and not lock.exists()
+    assert not list(fsck(knowledge_base))
+    assert knowledge_base.repository.create_branch("torn", "main").commit_id == head
+
+
+def test_a_lost_branch_is_damage_even_when_a_lock_was_left(knowledge_base: KnowledgeBase) -> None:
+    git = knowledge_base.folder / "knowledge.git"
+    (git / "refs/heads/main").unlink()
+    (git / "refs/heads/main.lock").write_text("")
+    assert [problem.what for problem in fsck(knowledge_base)]
