@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
+from api.cli_answers import app as answers
 from api.cli_ask import app as asking
 from api.cli_care import app as caring
 from api.cli_common import (
     Json,
     Kb,
-    answer_log_url,
+    open_answer_log,
     open_knowledge_base,
     print_json,
 )
@@ -170,15 +171,12 @@ def report(
 
     from api.progress import working
     from eval.report import write_report
-    from rag.answer_log import AnswerLog
 
     knowledge_base = open_knowledge_base(kb)
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is not a folder.", hint="Name a folder for the report.")
     with working("Reporting", enabled=not as_json):
-        made = write_report(
-            knowledge_base, AnswerLog(answer_log_url(knowledge_base)), output, now=datetime.now(UTC)
-        )
+        made = write_report(knowledge_base, open_answer_log(knowledge_base), output, now=datetime.now(UTC))
     if as_json:
         print_json(json.loads((output / "report.json").read_text()))
     else:
@@ -189,6 +187,7 @@ def report(
 
 app.add_typer(ingesting)
 app.add_typer(asking)
+app.add_typer(answers, name="answers")
 app.add_typer(golden, name="golden")
 app.add_typer(prompts, name="prompt")
 app.add_typer(serving)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli_common import Json, Kb, Ref, TopK, answer_log_url, open_knowledge_base, print_json
+from api.cli_common import Json, Kb, Ref, TopK, open_answer_log, open_knowledge_base, print_json
 from knowledge_base.errors import PlumblineError, UsageError
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ def _print_events(events: "Iterable[Event]") -> "Answer":
 
 def _log(knowledge_base: "KnowledgeBase", answer: "Answer") -> None:
     # Logged after it is shown: the log must not keep the reader waiting, nor fail the answer.
-    from rag.answer_log import AnswerLog
-
     try:
-        AnswerLog(answer_log_url(knowledge_base)).append(answer)
+        open_answer_log(knowledge_base).append(answer)
     except PlumblineError as error:
         sys.stderr.write(f"warning: {error.message}\n")

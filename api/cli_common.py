@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ingestion.scan import IngestResult
     from knowledge_base.home import KnowledgeBase
     from knowledge_base.lifecycle import Gate, Landing
+    from rag.answer_log import AnswerLog
 
 Kb = Annotated[
     str | None, typer.Option("--kb", help="Folder or lakefs://REPOSITORY (default: found upwards).")
@@ -80,6 +81,22 @@ def find_knowledge_base(kb: str | None) -> Path | str:
     if chosen and "://" in chosen:
         raise UsageError(f"{chosen} is no knowledge base.", hint="Use --kb DIR or --kb lakefs://REPOSITORY.")
     return Path(chosen).expanduser().resolve() if chosen else find_root(Path.cwd())
+
+
+def open_answer_log(knowledge_base: "KnowledgeBase") -> "AnswerLog":
+    """The answer log of a knowledge base: in its folder, or its part of the database that serves several.
+
+    Raises:
+        SettingsError: PLUMBLINE_ANSWER_LOG is no URL, or its driver is not installed.
+        StorageError: The database cannot be used.
+    """
+    from rag.answer_log import AnswerLog
+
+    # In its own folder it needs no name: one that the folder is renamed to would lose the answers.
+    shared = read_environment().answer_log
+    return (
+        AnswerLog(shared, knowledge_base.root.name) if shared else AnswerLog(answer_log_url(knowledge_base))
+    )
 
 
 def answer_log_url(knowledge_base: "KnowledgeBase") -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from api.cli_common import Json, Kb, answer_log_url, open_knowledge_base, print_json
+from api.cli_common import Json, Kb, open_answer_log, open_knowledge_base, print_json
 from knowledge_base.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ def _make(knowledge_base: "KnowledgeBase", source: str, number: int) -> "list[Go
     from eval.golden_generate import from_corpus, from_feedback, from_log, generate_with_model
 
     if source in ("log", "feedback"):
-        from rag.answer_log import AnswerLog
-
-        log = AnswerLog(answer_log_url(knowledge_base))
+        log = open_answer_log(knowledge_base)
         if source == "log":
             return from_log(log.recent(_LOGGED), number)
         return from_feedback(log.feedback(_LOGGED), number)

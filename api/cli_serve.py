@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli_common import answer_log_url, open_knowledge_base
+from api.cli_common import open_answer_log, open_knowledge_base
 from api.settings import read_environment
 from knowledge_base.errors import UsageError
 
@@ -53,13 +53,12 @@ def _hosted(given: str) -> "Hosted":
     """What `--kb` names: `NAME=` in front of a place decides what it is called."""
     from api.hosting import Hosted
     from api.serving import Live
-    from rag.answer_log import AnswerLog
 
     name, place = "", given
     if "=" in given and not Path(given).exists():
         name, _, place = given.partition("=")
     opened = open_knowledge_base(place or None)
-    return Hosted(name or opened.root.name, opened, Live(opened), AnswerLog(answer_log_url(opened)))
+    return Hosted(name or opened.root.name, opened, Live(opened), open_answer_log(opened))
 
 
 def _run(served: "Host", listening: "socket.socket", linger: float) -> None:

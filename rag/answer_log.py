@@ -2,62 +2,60 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from sqlalchemy import (
     Boolean,
     Column,
     Connection,
     DateTime,
-    Engine,
     ForeignKey,
     Integer,
     MetaData,
     String,
     Table,
     Text,
-    create_engine,
     delete,
-    event,
     insert,
     select,
+    text,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.schema import CreateIndex, CreateTable
 
-from knowledge_base.errors import NotFoundError, SettingsError, StorageError, UsageError
+from knowledge_base.errors import NotFoundError, UsageError
 from knowledge_base.release import Frozen
 from rag.answer import Answer
+from rag.database import make_table, open_database, storage_errors
 
-_METADATA = MetaData()
-_MIGRATIONS = Table("migrations", _METADATA, Column("name", String(64), primary_key=True))
-_ANSWERS = Table(
-    "answers",
-    _METADATA,
-    Column("id", String(32), primary_key=True),
-    Column("asked_at", DateTime(timezone=True), index=True, nullable=False),
-    Column("ref", String(200), nullable=False),
-    Column("release_commit", String(64), index=True, nullable=False),
-    Column("abstained", Boolean, nullable=False),
-    Column("record", Text, nullable=False),
-)
+
+def _answers(*later: Column[str]) -> Table:
+    """The table as the first step makes it, with what later steps add."""
+    return Table(
+        "answers",
+        MetaData(),
+        Column("id", String(32), primary_key=True),
+        Column("asked_at", DateTime(timezone=True), index=True, nullable=False),
+        Column("ref", String(200), nullable=False),
+        Column("release_commit", String(64), index=True, nullable=False),
+        Column("abstained", Boolean, nullable=False),
+        Column("record", Text, nullable=False),
+        *later,
+    )
+
+
+_ANSWERS_AT_FIRST = _answers()
+_ANSWERS = _answers(Column("kb", String(200), nullable=False))
 _FEEDBACK = Table(
     "feedback",
-    _METADATA,
+    _ANSWERS.metadata,
     Column("id", Integer, primary_key=True),
     Column("answer_id", String(32), ForeignKey("answers.id", ondelete="CASCADE"), index=True, nullable=False),
     Column("given_at", DateTime(timezone=True), nullable=False),
     Column("rating", String(4), nullable=False),
     Column("record", Text, nullable=False),
 )
-# What each step makes; a database records the steps it has taken, and takes the others when it is opened.
-_STEPS = {"001-answers": (_ANSWERS,), "002-feedback": (_FEEDBACK,)}
-
-# What to install for a module that is missing, where the two have different names.
-_DISTRIBUTIONS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+_BATCH = 500
 
 
 class Feedback(Frozen):
@@ -69,48 +67,64 @@ class Feedback(Frozen):
     citation: int | None = Field(default=None, ge=1, description="The marker that helped, or misled.")
 
 
+class Entry(NamedTuple):
+    """A logged answer: when it was asked, and what was said of it, oldest first."""
+
+    asked_at: datetime
+    answer: Answer
+    feedback: tuple[Feedback, ...]
+
+
 class AnswerLog:
-    """Keeps answers and what was said of them.
+    """Keeps the answers of one knowledge base and what was said of them.
+
+    A database that serves several keeps them apart by `kb`; one in a knowledge base's own folder needs no
+    name. Answers logged before there were names are taken to be of the one that opens the database first.
 
     Raises:
         SettingsError: The URL is none, or the driver it needs is not installed.
         StorageError: The database cannot be reached or written.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = _open(url)
-        if url.startswith("sqlite"):
-            event.listen(self._engine, "connect", _wait_for_other_writers)
-        with _storage_errors():
-            _migrate(self._engine)
+    def __init__(self, url: str, kb: str = "") -> None:
+        self._kb = kb
+        self._mine = _ANSWERS.c.kb == kb
+        steps = {
+            "001-answers": lambda connection: make_table(connection, _ANSWERS_AT_FIRST),
+            "002-feedback": lambda connection: make_table(connection, _FEEDBACK),
+            "003-answers-kb": lambda connection: _tell_apart(connection, kb),
+        }
+        self._engine = open_database(url, steps, durable=False)
 
     def append(self, answer: Answer) -> None:
         """Record a served answer. Raises StorageError."""
         row = {
             "id": answer.id,
+            "kb": self._kb,
             "asked_at": datetime.now(UTC),
             "ref": answer.release.ref,
             "release_commit": answer.release.commit,
             "abstained": answer.abstained,
             "record": json.dumps(answer.as_json(), ensure_ascii=False),
         }
-        with _storage_errors(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
             connection.execute(insert(_ANSWERS), row)
 
     def recent(self, limit: int) -> list[Answer]:
         """Up to `limit` answers, newest first. Raises StorageError."""
-        query = select(_ANSWERS.c.record).order_by(_ANSWERS.c.asked_at.desc(), _ANSWERS.c.id).limit(limit)
-        with _storage_errors(), self._engine.connect() as connection:
+        newest_first = select(_ANSWERS.c.record).order_by(_ANSWERS.c.asked_at.desc(), _ANSWERS.c.id)
+        query = newest_first.where(self._mine).limit(limit)
+        with storage_errors(), self._engine.connect() as connection:
             return [Answer.model_validate_json(record) for (record,) in connection.execute(query)]
 
     def answer(self, id: str) -> Answer:
         """One answer. Raises NotFoundError, StorageError."""
-        query = select(_ANSWERS.c.record).where(_ANSWERS.c.id == id)
-        with _storage_errors(), self._engine.connect() as connection:
+        query = select(_ANSWERS.c.record).where(self._mine, _ANSWERS.c.id == id)
+        with storage_errors(), self._engine.connect() as connection:
             record = connection.execute(query).scalar_one_or_none()
         if record is None:
             raise NotFoundError("answer", id, hint="It may have been asked elsewhere, or expired.")
-        with _storage_errors():
+        with storage_errors():
             return Answer.model_validate_json(record)
 
     def rate(self, id: str, feedback: Feedback) -> None:
@@ -127,7 +141,7 @@ class AnswerLog:
             "rating": feedback.rating,
             "record": feedback.model_dump_json(),
         }
-        with _storage_errors(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
             connection.execute(insert(_FEEDBACK), row)
 
     def feedback(self, limit: int) -> list[tuple[Answer, Feedback]]:
@@ -135,90 +149,56 @@ class AnswerLog:
         query = (
             select(_ANSWERS.c.record, _FEEDBACK.c.record)
             .join(_FEEDBACK, _FEEDBACK.c.answer_id == _ANSWERS.c.id)
+            .where(self._mine)
             .order_by(_FEEDBACK.c.given_at.desc(), _FEEDBACK.c.id.desc())
             .limit(limit)
         )
-        with _storage_errors(), self._engine.connect() as connection:
+        with storage_errors(), self._engine.connect() as connection:
             return [
                 (Answer.model_validate_json(answer), Feedback.model_validate_json(said))
                 for answer, said in connection.execute(query)
             ]
 
+    def entries(self) -> Iterator[Entry]:
+        """Everything, oldest first, a few hundred in memory at a time. Raises StorageError."""
+        oldest_first = select(_ANSWERS.c.asked_at, _ANSWERS.c.record).where(self._mine)
+        query = oldest_first.order_by(_ANSWERS.c.asked_at, _ANSWERS.c.id)
+        with storage_errors(), self._engine.connect() as connection:
+            for rows in connection.execute(query.execution_options(yield_per=_BATCH)).partitions():
+                answers = [Answer.model_validate_json(record) for _, record in rows]
+                said = self._said_of([answer.id for answer in answers])
+                for (asked_at, _), answer in zip(rows, answers, strict=True):
+                    yield Entry(_in_utc(asked_at), answer, tuple(said.get(answer.id, ())))
+
+    def _said_of(self, ids: list[str]) -> dict[str, list[Feedback]]:
+        query = select(_FEEDBACK.c.answer_id, _FEEDBACK.c.record).where(_FEEDBACK.c.answer_id.in_(ids))
+        found: dict[str, list[Feedback]] = {}
+        with self._engine.connect() as connection:
+            for answer_id, record in connection.execute(query.order_by(_FEEDBACK.c.id)):
+                found.setdefault(answer_id, []).append(Feedback.model_validate_json(record))
+        return found
+
     def forget(self, before: datetime) -> int:
         """Delete answers asked before a moment and their feedback; returns how many. Raises StorageError."""
-        old = select(_ANSWERS.c.id).where(_ANSWERS.c.asked_at < before)
-        with _storage_errors(), self._engine.begin() as connection:
-            connection.execute(delete(_FEEDBACK).where(_FEEDBACK.c.answer_id.in_(old)))
-            return connection.execute(delete(_ANSWERS).where(_ANSWERS.c.asked_at < before)).rowcount
+        old = (self._mine, _ANSWERS.c.asked_at < before)
+        with storage_errors(), self._engine.begin() as connection:
+            ids = select(_ANSWERS.c.id).where(*old)
+            connection.execute(delete(_FEEDBACK).where(_FEEDBACK.c.answer_id.in_(ids)))
+            return connection.execute(delete(_ANSWERS).where(*old)).rowcount
 
     def close(self) -> None:
         """Close the database."""
         self._engine.dispose()
 
 
-def _wait_for_other_writers(connection: object, _: object) -> None:
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("pragma busy_timeout = 5000")
-    cursor.execute("pragma journal_mode = wal")
-    cursor.close()
+def _tell_apart(connection: Connection, kb: str) -> None:
+    """Add the name of the knowledge base, to answers that were logged without one too."""
+    connection.execute(text("alter table answers add column kb varchar(200) not null default ''"))
+    connection.execute(text("update answers set kb = :kb"), {"kb": kb})
+    connection.execute(text("drop index ix_answers_asked_at"))
+    connection.execute(text("create index ix_answers_kb_asked_at on answers (kb, asked_at)"))
 
 
-def _migrate(engine: Engine) -> None:
-    """Take the steps that a database has not taken yet; processes that start together may all try."""
-    with engine.begin() as connection:
-        _make(connection, _MIGRATIONS)
-        taken = set(connection.execute(select(_MIGRATIONS.c.name)).scalars())
-    for name, tables in _STEPS.items():
-        if name in taken:
-            continue
-        try:
-            with engine.begin() as connection:
-                for table in tables:
-                    _make(connection, table)
-                connection.execute(insert(_MIGRATIONS), {"name": name})
-        except IntegrityError:
-            pass  # another process took it at the same moment
-
-
-def _make(connection: Connection, table: Table) -> None:
-    connection.execute(CreateTable(table, if_not_exists=True))
-    for index in table.indexes:
-        connection.execute(CreateIndex(index, if_not_exists=True))
-
-
-def _open(url: str) -> Engine:
-    try:
-        return create_engine(url)
-    except ImportError as error:
-        driver = error.name or "its driver"
-        raise SettingsError(
-            f"PLUMBLINE_ANSWER_LOG: this database needs {driver}, which is not installed.",
-            hint=f"Run: pip install {_DISTRIBUTIONS.get(driver, driver)}, or name another driver, "
-            "as in postgresql+psycopg://.",
-        ) from error
-    except (ArgumentError, ValueError) as error:
-        # No part of the URL is repeated: it may hold a password.
-        reason = _reason(error) if isinstance(error, ArgumentError) else "its port is not a number"
-        raise SettingsError(
-            f"PLUMBLINE_ANSWER_LOG is not a database URL: {reason}.",
-            hint="For example sqlite:////var/lib/plumbline/answers.sqlite, or "
-            "postgresql+psycopg://user@host/name.",
-        ) from error
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, ValidationError) as error:
-        raise StorageError(
-            f"The answer log cannot be used: {_reason(error)}.",
-            hint="Check its database; answers are served without it.",
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The database's own words, in one line, without SQLAlchemy's statement and links."""
-    told = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    words = str(told).split("(Background on this error")[0]
-    return " ".join(words.split())[:300].rstrip(".") or type(error).__name__
+def _in_utc(moment: datetime) -> datetime:
+    """SQLite keeps the moment and not its zone, which is always UTC here."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -265,3 +265,15 @@ def test_light_commands_import_nothing_heavy(kb: Path, arguments: list[str]) -> 
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=kb, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_logged_answers_are_exported_and_forgotten(kb: Path) -> None:
+    rag("ask", "What is the default port of the server?", cwd=kb)
+    assert rag_json("answers", "export", "answers.parquet", cwd=kb) == {
+        "file": "answers.parquet",
+        "answers": 1,
+    }
+    assert (kb / "answers.parquet").read_bytes()[:4] == b"PAR1"
+    assert rag_json("answers", "forget", "--days", "30", cwd=kb)["deleted"] == 0
+    assert rag_json("answers", "forget", "--days", "0", cwd=kb)["deleted"] == 1
+    rag("answers", "export", "none/answers.parquet", cwd=kb, code=2)
