@@ -14,9 +14,10 @@ from fastapi import Depends, Query, Request
 from api.hosting import Host, Hosted
 from api.idempotency import Replies
 from api.jobs import Jobs, Runner
-from knowledge_base.errors import ForbiddenError, NotFoundError
+from knowledge_base.errors import ForbiddenError, NotFoundError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
-from rag.answer_log import AnswerLog
+from rag.answer import Answer
+from rag.answer_log import NO_ANSWER, AnswerLog
 from rag.engine import Engine
 
 Role = Literal["reader", "writer", "admin"]
@@ -93,8 +94,38 @@ class Session:
         return self.hosted.replies
 
     def engine(self, ref: str = MAIN) -> Engine:
-        """The release that `ref` names. Raises NotFoundError, DamagedError, EmbedderError."""
-        return self.hosted.live.engine(ref)
+        """The release that `ref` names, without the documents that are closed to the caller.
+
+        Raises:
+            NotFoundError: There is no such ref.
+            DamagedError: The release cannot be read.
+            EmbedderError: Its embedder cannot be loaded.
+        """
+        engine = self.hosted.live.engine(ref)
+        if self.caller.sees_all:
+            return engine
+        return engine.seen_by(self.caller.groups, self.hosted.live.engine().snapshot.access)
+
+    def answer(self, id: str) -> Answer:
+        """An answer of the log, unless it rests on a document that is closed to the caller.
+
+        Raises NotFoundError, StorageError.
+        """
+        answer = self.answer_log.answer(id)
+        if not self.caller.sees_all and not self._sees(answer):
+            raise NotFoundError("answer", id, hint=NO_ANSWER)
+        return answer
+
+    def _sees(self, answer: Answer) -> bool:
+        try:
+            paths = self.engine(answer.release.commit).snapshot
+        except PlumblineError:  # the release is gone: nobody can say any more who might read it
+            return False
+        told = {context.path for context in answer.contexts}
+        told.update(path for context in answer.contexts for path in context.also_in)
+        told.update(citation.path for citation in answer.citations)
+        told.update(conflict.path for conflict in answer.conflicts)
+        return all(path in paths for path in told)
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,11 @@ def answering_routes() -> APIRouter:
 
     @router.get("/answers/{id}")
     def answer_by_id(id: str, at: Reader) -> Answer:
-        return at.answer_log.answer(id)
+        return at.answer(id)
 
     @router.post("/answers/{id}/feedback", status_code=204)
     def rate(id: str, body: Feedback, at: Reader) -> None:
-        at.answer_log.rate(id, body)
+        at.answer_log.rate(at.answer(id).id, body)
 
     return router
 

@@ -22,6 +22,9 @@ Where = Annotated[
     list[str] | None,
     typer.Option(help='Only passages that meet this, such as "path=guides/*" or "changed>=2026-11-01".'),
 ]
+AsGroups = Annotated[
+    str | None, typer.Option("--as-groups", help="See what a key of these groups sees, such as hr,board.")
+]
 _HELP = "A number opens that source, an empty line ends."
 
 
@@ -35,6 +38,7 @@ def ask(
         bool, typer.Option("--stream", help="Print the answer as it comes; with --json one event a line.")
     ] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Hold a conversation: one question a line.")] = False,
+    as_groups: AsGroups = None,
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +54,7 @@ def ask(
     from rag.engine import Engine
 
     knowledge_base = open_knowledge_base(kb)
-    engine = Engine.open(knowledge_base, ref)
+    engine = _seen_by(as_groups, Engine.open(knowledge_base, ref), knowledge_base)
     conditions = _conditions(where)
     if chat:
         _converse(knowledge_base, engine, top_k, conditions)
@@ -70,6 +74,7 @@ def search(
     ref: Ref = "main",
     top_k: TopK = None,
     where: Where = None,
+    as_groups: AsGroups = None,
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +82,8 @@ def search(
     from api.render import print_results
     from rag.engine import Engine
 
-    engine = Engine.open(open_knowledge_base(kb), ref)
+    knowledge_base = open_knowledge_base(kb)
+    engine = _seen_by(as_groups, Engine.open(knowledge_base, ref), knowledge_base)
     results = engine.search(question, top_k, _conditions(where))
     value = {
         "question": question,
@@ -85,6 +91,14 @@ def search(
         "results": [result.model_dump(mode="json") for result in results],
     }
     print_json(value) if as_json else print_results(results)
+
+
+def _seen_by(groups: str | None, engine: "Engine", knowledge_base: "KnowledgeBase") -> "Engine":
+    """Whoever is on this machine sees everything, unless they ask to see less."""
+    if groups is None:
+        return engine
+    named = frozenset(filter(None, map(str.strip, groups.split(","))))
+    return engine.seen_by(named, knowledge_base.snapshot().access)
 
 
 def _conditions(where: Sequence[str] | None) -> "tuple[Condition, ...]":

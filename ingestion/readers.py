@@ -19,10 +19,12 @@ from typing import TypeVar
 from ingestion.readers_office import read_docx, read_epub, read_pdf, read_pptx, read_rtf, read_table
 from ingestion.readers_outline import Extracted
 from ingestion.readers_text import read_html, read_json, read_mail, read_markdown, read_text
+from knowledge_base.access import declared_groups
 from knowledge_base.documents import Document, sha256_hex
 from knowledge_base.errors import DocumentError
 
 MAX_UNPACKED_BYTES = 500_000_000
+_HEAD_BYTES = 20_000
 _MARKDOWN = {".md", ".markdown", ".mdx", ".qmd", ".rmd"}
 _HTML = {".html", ".htm", ".xhtml"}
 _MAIL = {".eml", ".mht", ".mhtml"}
@@ -86,7 +88,10 @@ def extract(path: str, content: bytes, *, timeout_seconds: float = 60) -> Extrac
 def read_document(path: str, content: bytes) -> Document:
     """A document with its text and outline. Raises DocumentError."""
     found = extract(path, content)
-    return Document(path, sha256_hex(content), len(content), found.title, found.text, found.sections)
+    allow = declared_groups(content[:_HEAD_BYTES].decode("utf-8", "replace").replace("\r", "\n"))
+    if allow is None:  # in another encoding, or further on; of a web page the head is no part of the text
+        allow = declared_groups(found.text)
+    return Document(path, sha256_hex(content), len(content), found.title, found.text, found.sections, allow)
 
 
 def contained(work: Callable[[], _T], timeout_seconds: float = 60) -> _T:

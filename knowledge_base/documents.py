@@ -30,6 +30,7 @@ class Document:
 
     `path` is its place below `documents/`, `sha256` the hash of its source bytes, and `text` the
     text that was extracted from them, in Unicode normal form C. Spans count characters of `text`.
+    `allow` are the groups that it names as its readers; None: it says nothing of that.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Document:
     title: str
     text: str
     sections: tuple[Section, ...] = ()
+    allow: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

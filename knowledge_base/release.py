@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from knowledge_base.access import GROUP
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import DamagedError, NotFoundError, SettingsError
 from knowledge_base.version_store import Repository
@@ -168,8 +169,14 @@ class TrackingSettings(Frozen):
     experiment: str = "plumbline"
 
 
+Group = Annotated[str, Field(pattern=f"^{GROUP}$")]
+
+
 class Settings(Frozen):
-    """All of plumbline.toml: what decides an answer, and what decides whether it is good enough."""
+    """All of plumbline.toml: what decides an answer, and what decides whether it is good enough.
+
+    `access` maps patterns of document paths to the groups that may read them.
+    """
 
     chunker: ChunkerSettings = ChunkerSettings()
     embedder: EmbedderSettings = EmbedderSettings()
@@ -180,6 +187,7 @@ class Settings(Frozen):
     judge: JudgeSettings = JudgeSettings()
     gate: GateSettings = GateSettings()
     tracking: TrackingSettings = TrackingSettings()
+    access: dict[Annotated[str, Field(min_length=1)], tuple[Group, ...]] = {}
 
 
 def parse_settings(text: str, *, where: str = SETTINGS_PATH) -> Settings:
@@ -344,6 +352,7 @@ def changed_parts(old: Release, new: Release, *, corpus: bool) -> list[str]:
         "model": old.settings.answer != new.settings.answer,
         "judge": old.settings.judge != new.settings.judge,
         "gate": old.settings.gate != new.settings.gate,
+        "access": old.settings.access != new.settings.access,
     }
     return [name for name, changed in flags.items() if changed]
 

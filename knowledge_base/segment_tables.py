@@ -68,6 +68,7 @@ def _document_columns(documents: Sequence[Document]) -> dict[str, Any]:
         "size_bytes": [document.size_bytes for document in documents],
         "title": [document.title for document in documents],
         "text": [document.text for document in documents],
+        "allow": [None if document.allow is None else list(document.allow) for document in documents],
     }
 
 
@@ -120,6 +121,7 @@ def _parquet(columns: Mapping[str, Any]) -> bytes:
         "size_bytes": pyarrow.int64(),
         "page": pyarrow.int32(),
         "text_hash": pyarrow.binary(32),
+        "allow": pyarrow.list_(pyarrow.string()),
     }
     arrays = {}
     for name, values in columns.items():

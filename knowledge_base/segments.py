@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from knowledge_base.access import declared_groups
 from knowledge_base.chroma_index import (
     DATABASE,
     EmbeddedIndex,
@@ -115,10 +116,12 @@ class Segment:
 
     @cached_property
     def documents(self) -> dict[str, list[Any]]:
-        """path, sha256, size_bytes and title of each document, by column."""
+        """path, sha256, size_bytes, title and allow of each document, by column."""
         columns: dict[str, list[Any]] = self.table(
-            "documents.parquet", ["path", "sha256", "size_bytes", "title"]
+            "documents.parquet", ["path", "sha256", "size_bytes", "title", "allow"]
         ).to_pydict()
+        if "allow" not in columns:  # a segment from before documents could be closed
+            columns["allow"] = [declared_groups(text) for text in self.texts.to_pylist()]
         return columns
 
     @cached_property

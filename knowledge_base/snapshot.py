@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from knowledge_base.access import Access
 from knowledge_base.documents import Chunk, Document, chunk_id
 from knowledge_base.errors import NotFoundError
 from knowledge_base.lexical import Analyzer, bm25_scores
@@ -17,6 +18,9 @@ from knowledge_base.version_store import Repository
 
 _SCANNED = 2048
 """Passages of a segment that are compared one by one sooner than Chroma finds the nearest."""
+
+_SPARSE = 8
+"""When fewer than one passage in so many counts, those are compared one by one."""
 
 _ROUNDING = 1e-5
 """More than scores of equal vectors differ by before they are rounded."""
@@ -38,12 +42,14 @@ class Snapshot:
     to the smaller text hash, so a ranking depends on the release alone.
     """
 
-    def __init__(self, release: Release, segments: Sequence[Segment]) -> None:
+    def __init__(
+        self, release: Release, segments: Sequence[Segment], hidden: Collection[str] = frozenset()
+    ) -> None:
         self.release = release
         self.segments = list(segments)
         tombstones = [frozenset(ref.tombstones) for ref in release.manifest.segments]
         live_rows = [
-            np.array([path not in dead for path in segment.documents["path"]], bool)
+            np.array([path not in dead and path not in hidden for path in segment.documents["path"]], bool)
             for segment, dead in zip(self.segments, tombstones, strict=True)
         ]
         self._place = {
@@ -88,12 +94,39 @@ class Snapshot:
         self.live = np.zeros(len(self._hashes), bool)
         self.live[self._chunk_passages] = True
         # Small segments beside a larger one are read whole: faster than asking Chroma once for each.
+        # So are those of which next to nothing counts: the graph would have to be asked for all the rest.
         sizes = list(map(len, hashes))
-        self._graphs = [n for n, size in enumerate(sizes) if size > _SCANNED or size == max(sizes)]
+        self._graphs = [
+            n
+            for n, size in enumerate(sizes)
+            if (size > _SCANNED or size == max(sizes)) and _SPARSE * len(self.live_passages(n)) >= size
+        ]
         scanned = [
             self._starts[n] + self.live_passages(n) for n in range(len(sizes)) if n not in self._graphs
         ]
         self._recent = np.concatenate([np.empty(0, np.int64), *scanned])
+
+    # -- who may read what ---------------------------------------------------------------------
+
+    @cached_property
+    def access(self) -> Access:
+        """Who may read which of its documents."""
+        declared = {
+            path: self.segments[number].documents["allow"][row] for path, (number, row) in self._place.items()
+        }
+        named = {path: groups for path, groups in declared.items() if groups is not None}
+        return Access(self.release.settings.access, named)
+
+    def without(self, hidden: Collection[str]) -> "Snapshot":
+        """The release as if those documents had never been in it.
+
+        Their texts weigh nothing, not even in the statistics that the others are ranked by.
+        """
+        view = Snapshot(self.release, self.segments, hidden)
+        counts = {"documents": len(view.paths), "chunks": view.chunk_count}
+        manifest = self.release.manifest.model_copy(update=counts)
+        view.release = self.release.model_copy(update={"manifest": manifest})
+        return view
 
     # -- documents and chunks ------------------------------------------------------------------
 
@@ -111,6 +144,7 @@ class Snapshot:
             columns["size_bytes"][row],
             columns["title"][row],
             self.document_text(path),
+            allow=None if columns["allow"][row] is None else tuple(columns["allow"][row]),
         )
 
     def document_text(self, path: str) -> str:

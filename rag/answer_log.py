@@ -58,6 +58,10 @@ _FEEDBACK = Table(
 _BATCH = 500
 
 
+NO_ANSWER = "It may have been asked elsewhere, or expired."
+"""What to say of an id that is not in the log."""
+
+
 class Feedback(Frozen):
     """What a reader says of an answer: up or down, and if they like why, what is right, what helped."""
 
@@ -123,7 +127,7 @@ class AnswerLog:
         with storage_errors(), self._engine.connect() as connection:
             record = connection.execute(query).scalar_one_or_none()
         if record is None:
-            raise NotFoundError("answer", id, hint="It may have been asked elsewhere, or expired.")
+            raise NotFoundError("answer", id, hint=NO_ANSWER)
         with storage_errors():
             return Answer.model_validate_json(record)
 

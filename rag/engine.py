@@ -1,11 +1,14 @@
 """All that one release needs to answer, opened once and never changed: the unit of hot swap."""
 
+import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from knowledge_base.access import Access
 from knowledge_base.embedders import Embedder
 from knowledge_base.errors import DamagedError, PlumblineError, UsageError
 from knowledge_base.home import MAIN, KnowledgeBase
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from rag.reranker import Reranker
 
 MAX_QUESTION_CHARACTERS = 8000
+_VIEWS = 32
+"""Sets of groups whose view of a release is kept."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Engine:
         embedder: Embedder,
         repository: Repository,
         reranker: "Reranker | None" = None,
+        views: "_Views | None" = None,
     ) -> None:
         self.release_ref = ReleaseRef(ref=ref, commit=release.commit)
         self.release = release
@@ -52,6 +58,7 @@ class Engine:
         self.embedder = embedder
         self._repository = repository
         self._reranker = reranker
+        self._views = views or _Views()
         self.retriever = Retriever(snapshot, embedder, release.settings.retrieval, reranker)
 
     @classmethod
@@ -90,7 +97,33 @@ class Engine:
 
     def named(self, ref: str) -> "Engine":
         """The same engine for a request that asked for its release by another name."""
-        return Engine(ref, self.release, self.snapshot, self.embedder, self._repository, self._reranker)
+        return Engine(
+            ref, self.release, self.snapshot, self.embedder, self._repository, self._reranker, self._views
+        )
+
+    def seen_by(self, groups: frozenset[str], current: Access | None = None) -> "Engine":
+        """The release as a caller of those groups sees it: documents closed to them are not in it.
+
+        `current` is what main says today of who may read what: it counts for older releases too, so that a
+        document that is closed now is closed in every release.
+        """
+        rules = (self.snapshot.access, current or self.snapshot.access)
+        if all(rule.open for rule in rules):
+            return self
+        key = (groups & rules[0].groups.union(rules[1].groups), rules[1])
+        view = self._views.get(key, lambda: self._view(key[0], rules))
+        if view is None:
+            return self
+        return view if view.release_ref == self.release_ref else view.named(self.release_ref.ref)
+
+    def _view(self, groups: frozenset[str], rules: Sequence[Access]) -> "Engine | None":
+        """None when nothing is hidden from them."""
+        hidden = {p for p in self.snapshot.paths if not all(rule.allows(p, groups) for rule in rules)}
+        if not hidden:
+            return None
+        seen = self.snapshot.without(hidden)
+        ref = self.release_ref.ref
+        return Engine(ref, seen.release, seen, self.embedder, self._repository, self._reranker)
 
     def warm(self) -> None:
         """Do what the first question would wait for: open the caches, build the chain.
@@ -176,6 +209,24 @@ class Engine:
     def close(self) -> None:
         """Release files and memory."""
         self.snapshot.close()
+
+
+class _Views:
+    """What callers of some groups see of one release, for those that asked last."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[frozenset[str], Access], Engine | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[frozenset[str], Access], make: Callable[[], Engine | None]) -> Engine | None:
+        """The view of that key, made if need be; made by one thread while the others wait for it."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = make()
+            self._kept.move_to_end(key)
+            while len(self._kept) > _VIEWS:
+                self._kept.popitem(last=False)
+            return self._kept[key]
 
 
 def check_question(question: str) -> str:

@@ -141,7 +141,7 @@ def _front_matter(text: str) -> dict[str, object]:
     found = _FRONT_MATTER.match(text)
     try:
         keys = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
         return {}
     return keys if isinstance(keys, dict) else {}
 
