@@ -55,11 +55,15 @@ class Request:
 
 @dataclass
 class Fault:
-    """What goes wrong with a request: a status, a pause, a connection closed before or after it is done."""
+    """What goes wrong with a request: a status, a connection closed before or after it is done, a pause.
+
+    `seconds` is a pause before the work, `late` one between the work and its answer.
+    """
 
     status: int = 0
     drop: str = ""
     seconds: float = 0.0
+    late: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -88,6 +92,7 @@ class LakeFSServer:
         self.requests: list[Request] = []
         self.violations: list[str] = []
         self.fault: Callable[[Request], Fault | None] = lambda request: None
+        self.busy = 0
         self.key = (KEY, SECRET)
         self.specification = specification
         self._lock = threading.Lock()
@@ -118,10 +123,20 @@ class LakeFSServer:
         """How many requests of each operation came."""
         return Counter(request.operation for request in self.requests)
 
+    def wait(self) -> None:
+        """Wait until no request is being worked on, those included that their client gave up."""
+        while self.busy:
+            time.sleep(0.01)
+
     def note(self, request: Request) -> None:
         with self._lock:
             self.requests.append(request)
             request.number = len(self.requests)
+            self.busy += 1
+
+    def done(self) -> None:
+        with self._lock:
+            self.busy -= 1
 
     # -- answering -----------------------------------------------------------------------------
 
@@ -489,7 +504,12 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(url.query, keep_blank_values=True)
         request = Request(self.command, url.path, query, headers, self._body(headers))
         self.lakefs.note(request)
-        fault = self.lakefs.fault(request) or Fault()
+        try:
+            self._reply(request, self.lakefs.fault(request) or Fault())
+        finally:
+            self.lakefs.done()
+
+    def _reply(self, request: Request, fault: Fault) -> None:
         time.sleep(fault.seconds)
         if fault.drop == "before":
             self.close_connection = True
@@ -499,6 +519,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer.headers.update(fault.headers)
         else:
             answer = self.lakefs.answer(request)
+        time.sleep(fault.late)
         if fault.drop == "after":
             self.close_connection = True
             return

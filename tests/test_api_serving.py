@@ -57,8 +57,10 @@ def test_a_rollback_by_another_process_is_served_within_a_second(
 
 
 def test_sigterm_says_so_first_and_finishes_what_is_under_way(knowledge_base: KnowledgeBase) -> None:
-    with rag_serve(knowledge_base.root, "--linger", "2") as (process, url):
-        client = httpx.Client(timeout=30)
+    with (
+        rag_serve(knowledge_base.root, "--linger", "2") as (process, url),
+        httpx.Client(timeout=30) as client,
+    ):
         process.send_signal(signal.SIGTERM)
         while (ready := client.get(f"{url}/readyz")).status_code == 200:
             time.sleep(0.02)

@@ -1,14 +1,19 @@
 """A knowledge base on lakeFS as its users meet it: the same releases as embedded, and a server that fails."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base import version_store_lakefs_refs, version_store_lakefs_repository
 from knowledge_base.difference import diff_releases
 from knowledge_base.embedders import load_embedder
 from knowledge_base.errors import LockedError, PlumblineError, UnauthorizedError, UsageError
@@ -20,9 +25,10 @@ from knowledge_base.merging import merge
 from knowledge_base.retention import Retention, gc
 from knowledge_base.version_store_lakefs import LakeFSVersionStore
 from knowledge_base.version_store_lakefs_client import Client
+from knowledge_base.version_store_lakefs_repository import LakeFSRepository
 from rag.engine import Engine
 from tests.conftest import DOCUMENTS
-from tests.lakefs_server import Fault, LakeFSServer, Request
+from tests.lakefs_server import Fault, LakeFSServer
 
 Step = Callable[[KnowledgeBase], object]
 CHANGED = "# Billing\n\nInvoices are sent on the last day of each month.\n"
@@ -168,15 +174,51 @@ def test_gc_leaves_the_servers_objects_to_the_server(remote: KnowledgeBase) -> N
 # -- a server that fails -----------------------------------------------------------------------
 
 
-def nth(number: int, fault: Fault, *, on: bool = False) -> Callable[[Request], Fault | None]:
-    """The fault at the nth request from now; with `on`, at every one from there."""
-    count = [0]
+@dataclass
+class Trouble:
+    """A fault at the nth request from now, with `on` at every one from there; None: it is down."""
 
-    def decide(request: Request) -> Fault | None:
-        count[0] += 1
-        return fault if count[0] == number or (on and count[0] > number) else None
+    fault: Fault | None
+    number: int
+    on: bool
+    count: int = 0
+    over: bool = False
 
-    return decide
+    def strikes(self) -> bool:
+        self.count += 1
+        return not self.over and (self.count == self.number or (self.on and self.count > self.number))
+
+
+@contextmanager
+def met_with(trouble: Trouble, server: LakeFSServer, kb: KnowledgeBase) -> Iterator[None]:
+    """The trouble is on the way of this knowledge base to its server, which it does not wait for long."""
+    client = client_of(kb)
+    pool, patient = client.api._api.rest_client.pool_manager, (client._read_seconds, client._attempts)
+    send = pool.request
+
+    def request(method: str, url: str, **options: Any) -> Any:
+        # A real refusal, by a port where nobody listens.
+        down = trouble.fault is None and trouble.strikes()
+        return send(method, url.replace(server.endpoint, NOWHERE) if down else url, **options)
+
+    pool.request = request
+    if trouble.fault is not None:
+        server.fault = lambda request: trouble.fault if trouble.strikes() else None
+    if trouble.fault in (FAULTS["slow before"], FAULTS["slow after"]):
+        client._read_seconds, client._attempts = TIMEOUT, 2
+    places = (version_store_lakefs_repository, version_store_lakefs_refs)
+    with patch.object(places[0], "HOOK_SECONDS", TIMEOUT), patch.object(places[1], "HOOK_SECONDS", TIMEOUT):
+        try:
+            yield
+        finally:
+            trouble.over = True
+            server.wait()  # what it was too slow with, it does all the same
+            pool.request, (client._read_seconds, client._attempts) = send, patient
+
+
+def client_of(kb: KnowledgeBase) -> Client:
+    assert isinstance(kb.repository, LakeFSRepository)
+    return kb.repository._client
 
 
 def ingest_change(kb: KnowledgeBase) -> object:
@@ -189,13 +231,21 @@ def promote_change(kb: KnowledgeBase) -> object:
     return promote(kb, "feature")
 
 
-FAULTS = {
+TIMEOUT = 0.5
+"""Seconds after which the client of a slow server gives up."""
+
+NOWHERE = "http://127.0.0.1:1"
+
+FAULTS: dict[str, Fault | None] = {
     "dropped before": Fault(drop="before"),
     "dropped after": Fault(drop="after"),
     "401": Fault(401),
     "403": Fault(403),
     "429": Fault(429),
     "500": Fault(500),
+    "slow before": Fault(seconds=2 * TIMEOUT),
+    "slow after": Fault(late=2 * TIMEOUT),
+    "down": None,
 }
 
 
@@ -231,22 +281,19 @@ def check(server: LakeFSServer, kb: KnowledgeBase, step: Step, before: str) -> N
     assert server.violations == []
 
 
-def run_with_fault(
-    server: LakeFSServer, folder: Path, models: Path, step: Step, number: int, fault: Fault, on: bool
-) -> bool:
-    """One trial; whether the fault was reached."""
+def run_with_fault(server: LakeFSServer, folder: Path, models: Path, step: Step, trouble: Trouble) -> Trouble:
+    """One trial; it says how many requests there were."""
     kb = prepared(server, folder, models, step)
-    before = kb.repository.resolve("main")
-    server.requests.clear()
-    server.fault = nth(number, fault, on=on)
+    before, fault = kb.repository.resolve("main"), trouble.fault
     try:
-        step(kb)
+        with met_with(trouble, server, kb):
+            step(kb)
     except PlumblineError as error:
         assert error.exit_code == 3 and error.message and not isinstance(error, LockedError)
-        assert fault.status not in (401, 403) or isinstance(error, UnauthorizedError), error
-    reached = len(server.requests) >= number
+        unauthorized = fault is not None and fault.status in (401, 403)
+        assert not unauthorized or isinstance(error, UnauthorizedError), error
     check(server, kb, step, before)
-    return reached
+    return trouble
 
 
 @pytest.mark.parametrize("step", [ingest_change, promote_change])
@@ -256,7 +303,7 @@ def test_a_fault_at_some_requests_publishes_nothing_half(
 ) -> None:
     for number, on in ((20, False), (31, True)):
         folder = tmp_path / f"{number}"
-        run_with_fault(lakefs_server, folder, models, step, number, FAULTS[fault], on)
+        run_with_fault(lakefs_server, folder, models, step, Trouble(FAULTS[fault], number, on))
 
 
 @pytest.mark.slow
@@ -264,12 +311,24 @@ def test_a_fault_at_some_requests_publishes_nothing_half(
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("on", [False, True])
 def test_a_fault_at_every_request_publishes_nothing_half(
-    lakefs_server: LakeFSServer, tmp_path: Path, models: Path, step: Step, fault: str, on: bool
+    lakefs_server: LakeFSServer,
+    tmp_path: Path,
+    models: Path,
+    step: Step,
+    fault: str,
+    on: bool,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    number = 1
-    while run_with_fault(lakefs_server, tmp_path / f"{number}", models, step, number, FAULTS[fault], on):
-        number += 1
-    assert number > 10
+    none = Trouble(None, number=0, on=False)
+    total = run_with_fault(lakefs_server, tmp_path / "none", models, step, none).count
+    assert total > 10
+    struck = 0
+    for number in range(1, total + 1):
+        trouble = Trouble(FAULTS[fault], number, on)
+        run_with_fault(lakefs_server, tmp_path / f"{number}", models, step, trouble)
+        struck += trouble.count >= number
+    assert struck > 10
+    record_property("trials", struck)
 
 
 def test_a_slow_server_is_waited_for(
