@@ -45,7 +45,9 @@ def gate_routes(host: Host, token: str | None) -> APIRouter:
         elif event.event_type == "pre-merge" and event.branch_id == MAIN:
             said = admit_merge(at.knowledge_base, event.commit_id)
         else:
-            return JSONResponse({"allowed": True, "reason": "Only main and tags have a gate."})
+            said = Admission(
+                allowed=True, reason="Only main and tags have a gate.", candidate=event.commit_id
+            )
         if said.allowed:
             return JSONResponse(said.model_dump())
         refusal = problem(422, "GateRefused", said.reason, "Nothing moved.")

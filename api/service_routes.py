@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from api.access import Reader
 from api.hosting import Host, Served
 from api.readiness import Probe, Readiness
 from rag.answer import ReleaseRef
@@ -48,9 +49,9 @@ def service_routes(host: Host) -> APIRouter:
         return JSONResponse(found.model_dump(), found.http_status)
 
     @router.post("/v1/follow", status_code=202)
-    def follow(at: Served) -> dict[str, str]:
+    def follow(at: Reader) -> dict[str, str]:
         """Look where main is at once: for a webhook after a merge; without it that takes seconds."""
-        at.live.wake()
-        return {"served": at.live.engine().release_ref.commit}
+        at.hosted.live.wake()
+        return {"served": at.hosted.live.engine().release_ref.commit}
 
     return router

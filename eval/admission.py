@@ -19,9 +19,9 @@ class Admission(Frozen):
     allowed: bool
     reason: str
     candidate: str
-    candidate_digest: str
-    live: str
-    live_digest: str
+    candidate_digest: str = ""
+    live: str = ""
+    live_digest: str = ""
     verdict: str = ""
 
 
