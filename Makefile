@@ -64,6 +64,7 @@ bench: $(VENV)/installed-dev  ## every benchmark (the better part of an hour)
 	$(BIN)/python -m benchmarks.judge
 	$(BIN)/python -m benchmarks.answers
 	$(BIN)/python -m benchmarks.teams
+	$(BIN)/python -m benchmarks.serve
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

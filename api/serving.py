@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from knowledge_base.errors import UnavailableError
@@ -143,7 +144,7 @@ class Live:
     def _swap(self, commit: str) -> None:
         try:
             require_verdict(self._knowledge_base.repository, commit)
-            self._main = self._engines.open(commit).named(MAIN)
+            self._main = self._engines.open(commit, at_once=True).named(MAIN)
             self._tell("")
         except Exception as error:  # noqa: BLE001 - nor take down what already serves
             self._refused = (commit, time.monotonic())
@@ -156,7 +157,7 @@ class Live:
 
 
 class _Engines:
-    """The engines of the releases asked last; one is opened at a time, found ones are not waited for."""
+    """The engines of the releases asked last. Requests open one at a time, and nobody waits for an open one."""
 
     def __init__(self, knowledge_base: KnowledgeBase) -> None:
         self._knowledge_base = knowledge_base
@@ -164,11 +165,14 @@ class _Engines:
         self._kept: OrderedDict[str, Engine] = OrderedDict()
         self._looking, self._opening = threading.Lock(), threading.Lock()
 
-    def open(self, commit: str) -> Engine:
-        """Raises NotFoundError, DamagedError, EmbedderError."""
+    def open(self, commit: str, *, at_once: bool = False) -> Engine:
+        """The engine of a release; `at_once` for main, which waits for no other release to be opened.
+
+        Raises NotFoundError, DamagedError, EmbedderError.
+        """
         if (engine := self.find(commit)) is not None:
             return engine
-        with self._opening:
+        with nullcontext() if at_once else self._opening:
             if (engine := self.find(commit)) is not None:
                 return engine
             engine = Engine.open(self._knowledge_base, commit, self._shared)

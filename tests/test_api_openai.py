@@ -1,6 +1,8 @@
 """The routes that stream and that speak OpenAI's protocol, used through the clients people have."""
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +172,26 @@ def test_part_of_a_document_can_be_read(client: httpx.Client) -> None:
     assert part["text"] == whole["text"][2:13] == "Rate limits"
     assert client.get("/v1/documents/api/limits.md?start=9&end=2").status_code == 400
     assert client.get("/v1/documents/nothing.md").status_code == 404
+
+
+LLAMA_INDEX = """
+import sys
+from llama_index.llms.openai_like import OpenAILike
+from llama_index.core.llms import ChatMessage
+model = OpenAILike(model="kb", api_base=sys.argv[1], api_key="none", is_chat_model=True, max_retries=0)
+asked = [ChatMessage(role="user", content=sys.argv[2])]
+print(model.chat(asked).message.content)
+print("".join(piece.delta or "" for piece in model.stream_chat(asked)))
+"""
+
+
+@pytest.mark.skipif(
+    "PLUMBLINE_TEST_LLAMAINDEX" not in os.environ,
+    reason="PLUMBLINE_TEST_LLAMAINDEX names a Python that has llama-index-llms-openai-like",
+)
+def test_llamaindexs_client_works_against_it(client: httpx.Client) -> None:
+    """Its package wants an older openai than ours, so it runs in an environment of its own."""
+    command = [os.environ["PLUMBLINE_TEST_LLAMAINDEX"], "-c", LLAMA_INDEX, f"{client.base_url}/v1", PORT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("8420") == 2
