@@ -157,7 +157,7 @@ class Live:
 
 
 class _Engines:
-    """The engines of the releases asked last. Requests open one at a time, and nobody waits for an open one."""
+    """The engines of the releases asked last. Requests open one at a time; an open one is had at once."""
 
     def __init__(self, knowledge_base: KnowledgeBase) -> None:
         self._knowledge_base = knowledge_base
