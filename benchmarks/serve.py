@@ -8,6 +8,7 @@ in process   the same search or answer, log entry included, called in this proce
 server       POST /v1/search and /v1/query over keep-alive connections to another process;
 echo         a bare FastAPI application that returns its JSON body: the price of HTTP alone.
 
+Each side goes through the same list of questions and repeats none before its end (5,466 of them).
 Then ten times as many clients ask at once, and with --soak the server's memory is watched. The clients are
 threads of this process: what they cost is in every figure of the last two sides.
 """
@@ -22,13 +23,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import models_folder, parser, scratch, show
-from benchmarks.versions import Corpus, Prepared, editions, publish, read_questions
+from benchmarks.common import data_folder, models_folder, parser, read_jsonl, scratch, show
+from benchmarks.versions import Corpus, Prepared, editions, publish
 from knowledge_base.embedders import load_embedder
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import EmbedderSettings
@@ -53,6 +55,13 @@ Ask = Callable[[str], int]
 
 
 # -- sides -----------------------------------------------------------------------------------------
+
+
+def read_questions() -> Iterator[str]:
+    """Real questions without end, neighbours from different documents; threads may share it."""
+    rows = read_jsonl(data_folder() / "squad" / "dev-v1.1.questions.jsonl")
+    # A prime stride visits each row once.
+    return cycle([rows[turn * 7919 % len(rows)]["question"] for turn in range(len(rows))])
 
 
 def fill(root: Path, chunks: int) -> None:
@@ -134,17 +143,18 @@ class Load:
         self.statuses: Counter[int] = Counter()
         self.seconds = 0.0
 
-    def run(self, ask: Ask, questions: Sequence[str], clients: int, requests: int) -> None:
+    def run(self, ask: Ask, questions: Iterator[str], clients: int, requests: int) -> None:
         """`requests` by each of `clients`."""
 
-        def work(number: int) -> None:
-            for turn in range(requests):
+        def work() -> None:
+            for _ in range(requests):
+                question = next(questions)
                 begun = time.perf_counter()
-                status = ask(questions[(number * 31 + turn) % len(questions)])
+                status = ask(question)
                 self.milliseconds.append((time.perf_counter() - begun) * 1000)
                 self.statuses[status] += 1
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+        threads = [threading.Thread(target=work) for _ in range(clients)]
         begun = time.perf_counter()
         for thread in threads:
             thread.start()
@@ -161,13 +171,12 @@ class Load:
             "max": round(found[-1], 2),
             "per_second": round(len(found) / self.seconds, 1),
             "requests": len(found),
-            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "statuses": {str(status): number for status, number in sorted(self.statuses.items())},
         }
 
 
 def measure(root: Path, folder: Path, clients: int, requests: int, soak: float) -> dict[str, Any]:
     """Every side by one client and by several, overload, and memory."""
-    questions = read_questions()
     with (
         started("-c", _ECHO) as (_, echo),
         started("-c", "from api.cli import main; main()", "serve", "--kb", str(root), "--port") as (
@@ -181,34 +190,35 @@ def measure(root: Path, folder: Path, clients: int, requests: int, soak: float) 
             "query, server": over_http(port, "/v1/query"),
             "echo": over_http(echo, "/v1/echo"),
         }
-        loads = {(name, count): Load() for name in sides for count in (1, clients)}
-        for ask in sides.values():
-            Load().run(ask, questions, clients, 5)  # connections, pools, imports
+        questions = {name: read_questions() for name in sides}
+        loads = {(name, number): Load() for name in sides for number in (1, clients)}
+        for name, ask in sides.items():
+            Load().run(ask, questions[name], clients, 5)  # connections, pools, imports
         for _ in range(ROUNDS):
-            for (name, count), load in loads.items():
-                load.run(sides[name], questions, count, max(1, requests // ROUNDS // count))
+            for (name, number), load in loads.items():
+                load.run(sides[name], questions[name], number, max(1, requests // ROUNDS // number))
         crowd = {}
         for name in ("search, server", "query, server"):
             crowd[name] = Load()
-            crowd[name].run(sides[name], questions, OVERLOAD * clients, 5)
+            crowd[name].run(sides[name], questions[name], OVERLOAD * clients, 5)
         memory = watch(pid, sides, questions, clients, soak) if soak else {}
     return {
         "clients": clients,
-        "sides": {f"{name}, {count} client(s)": load.as_json() for (name, count), load in loads.items()},
+        "sides": {f"{name}, {number} client(s)": load.as_json() for (name, number), load in loads.items()},
         "overload": {name: load.as_json() for name, load in crowd.items()},
         "memory": memory,
     }
 
 
 def watch(
-    pid: int, sides: dict[str, Ask], questions: Sequence[str], clients: int, seconds: float
+    pid: int, sides: dict[str, Ask], questions: dict[str, Iterator[str]], clients: int, seconds: float
 ) -> dict[str, Any]:
     """Resident memory of the server under load, in twenty pieces of the time."""
     megabytes, load, until = [], Load(), time.monotonic() + seconds
     mark = time.monotonic()
     while time.monotonic() < until:
-        load.run(sides["query, server"], questions, clients, 5)
-        load.run(sides["search, server"], questions, clients, 5)
+        for name in ("search, server", "query, server"):
+            load.run(sides[name], questions[name], clients, 5)
         if time.monotonic() - mark > seconds / 20:
             megabytes.append(resident(pid))
             mark = time.monotonic()

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from knowledge_base.access import Access
-from knowledge_base.embedders import Embedder
+from knowledge_base.embedder_memory import RememberingEmbedder
+from knowledge_base.embedders import STATIC_PREFIX, Embedder
 from knowledge_base.errors import DamagedError, PlumblineError, UsageError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.release import EXTRACTIVE, EmbedderSettings, Release
@@ -77,8 +78,11 @@ class Engine:
         embedder = shared.embedders.get(wanted) if shared else None
         if embedder is None:
             embedder = knowledge_base.embedder(wanted)
-        if shared:
-            shared.embedders[wanted] = embedder
+            if shared:
+                # In fp32 the last digits of a vector depend on what else was in its batch.
+                alone = wanted.precision == "int8" and not wanted.model.startswith(STATIC_PREFIX)
+                embedder = RememberingEmbedder(embedder) if alone else embedder
+                shared.embedders[wanted] = embedder
         stored = release.manifest.embedder
         if release.manifest.segments and stored != dict(embedder.fingerprint):
             differing = sorted(k for k in stored if stored[k] != embedder.fingerprint.get(k))
