@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowledge_base.embedder_memory import RememberingEmbedder
@@ -39,9 +39,10 @@ def real(models: Path) -> Any:
 WORDS = st.lists(st.sampled_from(["ferry", "port", "refund", "a key", "", "two words", "é"]), max_size=8)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(WORDS, max_size=6))
 def test_what_is_remembered_is_what_would_be_computed(real: Any, batches: list[list[str]]) -> None:
-    remembering = RememberingEmbedder(Counting(real), size=3)  # type: ignore[arg-type]
+    remembering = RememberingEmbedder(Counting(real), size=3)
     for batch in batches:
         assert np.array_equal(remembering.embed_documents(batch), real.embed_documents(batch))
         for text in batch[:1]:
@@ -51,7 +52,7 @@ def test_what_is_remembered_is_what_would_be_computed(real: Any, batches: list[l
 
 def test_a_text_is_embedded_once(real: Any) -> None:
     counting = Counting(real)
-    remembering = RememberingEmbedder(counting)  # type: ignore[arg-type]
+    remembering = RememberingEmbedder(counting)
     for batch in (["one", "two", "one"], ["two", "three"]):
         remembering.embed_documents(batch)
     remembering.embed_query("one")
