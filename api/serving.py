@@ -24,7 +24,7 @@ _RETRY_SECONDS = 30.0
 """After which a release that could not be opened is tried again."""
 _PATIENCE_SECONDS = 5.0
 """How long a request waits for a version store on another machine."""
-_ASKING_AT_ONCE = 8
+_ASKING_AT_ONCE = 16
 _KEPT = 4
 _NAMES = 1000
 
@@ -117,11 +117,11 @@ class Live:
         self._woken.set()
 
     def _run(self) -> None:
-        often = _LOOK_SECONDS_SHARED if self._knowledge_base.repository.shared else _LOOK_SECONDS
-        pause = often
+        shared = self._knowledge_base.repository.shared
+        often = pause = _LOOK_SECONDS_SHARED if shared else _LOOK_SECONDS
         while not self._stopped.is_set():
             found = self.follow()
-            pause = often if found else min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _LONGEST_PAUSE) if shared and not found else often
             self._woken.wait(pause)
             self._woken.clear()
 
@@ -129,7 +129,7 @@ class Live:
         """Look once where main is and serve it; whether the version store said where."""
         with self._following:
             try:
-                commit = self._knowledge_base.repository.resolve(MAIN)
+                commit = self.ask(lambda: self._knowledge_base.repository.resolve(MAIN))
             except Exception as error:  # noqa: BLE001 - whatever it is must not end the following
                 self._tell(f"where main is cannot be found out: {error}")
                 return False

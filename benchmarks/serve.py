@@ -9,8 +9,9 @@ server       POST /v1/search and /v1/query over keep-alive connections to anothe
 echo         a bare FastAPI application that returns its JSON body: the price of HTTP alone.
 
 Each side goes through the same list of questions and repeats none before its end (5,466 of them).
-Then ten times as many clients ask at once, and with --soak the server's memory is watched. The clients are
-threads of this process: what they cost is in every figure of the last two sides.
+Then ten times as many clients ask at once, main is rolled back and forth while the server's answers are
+watched for it, and with --soak its memory is. The clients are threads of this process: what they cost is in
+every figure of the last two sides.
 """
 
 import http.client
@@ -33,11 +34,13 @@ from benchmarks.common import data_folder, models_folder, parser, read_jsonl, sc
 from benchmarks.versions import Corpus, Prepared, editions, publish
 from knowledge_base.embedders import load_embedder
 from knowledge_base.home import KnowledgeBase
+from knowledge_base.lifecycle import rollback
 from knowledge_base.release import EmbedderSettings
 from rag.answer_log import AnswerLog
 from rag.engine import Engine, Shared
 
 ROUNDS = 5
+SWAPS = 10
 OVERLOAD = 10
 PATIENCE = 120.0
 _ECHO = """
@@ -68,6 +71,8 @@ def fill(root: Path, chunks: int) -> None:
     """A knowledge base of about `chunks` chunks."""
     real = load_embedder(EmbedderSettings(), models_folder())
     corpus = Corpus(root.with_name(f"{root.name}-documents"), editions(), chunks, real)
+    publish(root, Prepared(real, []), corpus)
+    corpus.change(1)  # one document in a hundred
     publish(root, Prepared(real, []), corpus)
 
 
@@ -201,13 +206,39 @@ def measure(root: Path, folder: Path, clients: int, requests: int, soak: float) 
         for name in ("search, server", "query, server"):
             crowd[name] = Load()
             crowd[name].run(sides[name], questions[name], OVERLOAD * clients, 5)
+        swaps = swap(root, port)
         memory = watch(pid, sides, questions, clients, soak) if soak else {}
     return {
         "clients": clients,
         "sides": {f"{name}, {number} client(s)": load.as_json() for (name, number), load in loads.items()},
         "overload": {name: load.as_json() for name, load in crowd.items()},
+        "rollback_served_after_ms": swaps,
         "memory": memory,
     }
+
+
+def swap(root: Path, port: int) -> list[float]:
+    """Milliseconds from a rollback to the first answer of its release, back and forth."""
+    knowledge_base = KnowledgeBase.open(root, models_folder())
+    releases = [commit.id for commit in knowledge_base.repository.log("main", first_parent=True, amount=2)]
+    found = []
+    for turn in range(SWAPS):
+        commit = rollback(knowledge_base, releases[1 - turn % 2]).id
+        begun = time.perf_counter()
+        while served(port) != commit:
+            assert time.perf_counter() - begun < PATIENCE, "a rollback was never served"
+            time.sleep(0.005)
+        found.append(round((time.perf_counter() - begun) * 1000, 1))
+    return found
+
+
+def served(port: int) -> str:
+    """The commit that answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection.request("GET", "/healthz")
+    commit: str = json.load(connection.getresponse())["release"]["commit"]
+    connection.close()
+    return commit
 
 
 def watch(
@@ -256,6 +287,8 @@ def print_result(result: dict[str, Any]) -> None:
         show(title, columns, rows)
     for name, row in result["overload"].items():
         print(f"overload, {name}: statuses {row['statuses']}, slowest {row['max']} ms")
+    swaps = result["rollback_served_after_ms"]
+    print(f"a rollback is served after {statistics.median(swaps)} ms, at most {max(swaps)} ms")
     if memory := result["memory"]:
         print(
             f"memory over {memory['seconds']:.0f} s and {memory['requests']} requests: "
