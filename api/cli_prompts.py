@@ -87,7 +87,8 @@ def try_prompt(
     from knowledge_base.prompts import check_prompts, parse_prompt
     from knowledge_base.release import EXTRACTIVE
     from rag.engine import Engine
-    from rag.writing import numbered, pack
+    from rag.untrusted import draw_key, numbered
+    from rag.writing import pack
 
     knowledge_base = open_knowledge_base(kb)
     settings, files = knowledge_base.settings(), _files(knowledge_base, None)
@@ -95,7 +96,7 @@ def try_prompt(
     prompt = parse_prompt("answer.md", _text(files, "answer"))
     engine = Engine.open(knowledge_base, ref)
     given = pack(engine.search(question), settings.answer.context_tokens, engine.embedder)
-    messages = prompt.render(question=question, contexts=numbered(given))
+    messages = prompt.render(question=question, contexts=numbered(given, draw_key()))
     value: dict[str, object] = {"messages": [{"role": role, "content": text} for role, text in messages]}
     if ask and settings.answer.model != EXTRACTIVE:
         from rag.models import LanguageModel

@@ -170,9 +170,9 @@ class Chain:
             yield Text(text=ABSTENTION)
             yield Done(answer=self._made(under, settings.model, ABSTENTION, ()))
             return
-        draft = Draft(given, self._answer.grounding, self._release.commit)
+        draft = Draft(under.queries[0], given, self._answer.grounding, self._release.commit)
         spend = partial(under.spend, model=settings)
-        for text in write(draft, model, self._prompts, under.queries[0], spend):
+        for text in write(draft, model, self._prompts, spend):
             if text:
                 yield Text(text=text)
         if not draft.citations:

@@ -15,6 +15,7 @@ import numpy as np
 
 from knowledge_base.embedders import Embedder
 from knowledge_base.lexical import Analyzer
+from knowledge_base.orders import is_order
 from rag.answer import Context
 from rag.quotable import Quotable, quotables
 
@@ -46,7 +47,12 @@ def find_support(
 ) -> list[Sentence]:
     """Sentences of the passages with how well each supports an answer (0 to 1), best first."""
     analyzer = Analyzer(language)
-    found = [(context, part) for context in contexts[:_PASSAGES_READ] for part in quotables(context)]
+    found = [
+        (context, part)
+        for context in contexts[:_PASSAGES_READ]
+        for part in quotables(context)
+        if not is_order(context.text[part.start : part.end])
+    ]
     if not found:
         return []
     asked = _question_terms(question, analyzer)

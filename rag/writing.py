@@ -12,30 +12,54 @@ from knowledge_base.sentences import split_units
 from rag.answer import Citation, Context, Unsupported, Usage
 from rag.grounding import Checked, Statement, Support, check, is_supported, read_statements, trust
 from rag.models import LanguageModel, Message
+from rag.untrusted import (
+    draw_key,
+    evidence,
+    foreign_addresses,
+    harmless,
+    is_lead_in,
+    numbered,
+    without_addresses,
+)
 
 _LINE = re.compile(r"\s*(\d+)[.)]\s*(.*)")
 _OPENS_MARKER = ("[", "\u3010")
 _DROPPED = "DROP"
 _FLAG = " [unsupported]"
-_TAG = re.compile(r"</?passage", re.IGNORECASE)
 
 
 class Draft:
     """An answer as it grows: its text, with markers of its own numbering, and its citations."""
 
-    def __init__(self, contexts: Sequence[Context], grounding: str, commit: str) -> None:
+    def __init__(self, question: str, contexts: Sequence[Context], grounding: str, commit: str) -> None:
         self.text = ""
         self.citations: list[Citation] = []
         self.unsupported: list[Unsupported] = []
+        self.question = question
         self.contexts = tuple(contexts)
+        self._evidence = evidence(contexts)
+        self._known = [question, *(context.text for context in self._evidence)]
         self._strict = grounding == "strict"
         self._judged = grounding != "off"
         self._commit = commit
         self._waiting: list[Statement] = []
 
     def check(self, statement: Statement) -> Checked:
-        """What supports a statement, as far as the grounding asks for it."""
-        return check(statement, self.contexts) if self._judged else trust(statement, self.contexts)
+        """What supports a statement, as far as the grounding asks for it.
+
+        No order to a model is evidence, and an address that no passage holds has none.
+        """
+        if not self._judged:
+            return trust(statement, self.contexts)
+        if foreign_addresses(statement.text, self._known):
+            return Checked(statement, (), 0.0)
+        checked = check(statement, self._evidence)
+        return replace(checked, supports=tuple(self._in_full(support) for support in checked.supports))
+
+    def _in_full(self, support: Support) -> Support:
+        """The same support with its passage as it stands in the document."""
+        place = next(i for i, context in enumerate(self._evidence) if context is support.context)
+        return replace(support, context=self.contexts[place])
 
     def holds(self, checked: Checked) -> bool:
         """Whether a statement may stand as it is."""
@@ -47,9 +71,10 @@ class Draft:
             # A heading or lead-in stands only before something that it introduces.
             if checked.statement.text.startswith("#"):
                 self._waiting.clear()
-            self._waiting.append(checked.statement)
+            if not self._judged or is_lead_in(checked.statement.text, self._known):
+                self._waiting.append(checked.statement)
             return ""
-        before = "".join(waiting.lead + waiting.text for waiting in self._waiting)
+        before = "".join(waiting.lead + harmless(waiting.text, waiting.lead) for waiting in self._waiting)
         self._waiting.clear()
         numbers = sorted({self._cite(support) for support in checked.supports})
         added = before + _marked(checked.statement, "".join(f" [{number}]" for number in numbers))
@@ -60,14 +85,20 @@ class Draft:
     def refuse(self, checked: Checked) -> str:
         """Take what does not hold: dropped, or shown with a mark; returns the text that this adds."""
         self.unsupported.append(
-            Unsupported(sentence=checked.statement.text, support=checked.score, flagged=not self._strict)
+            Unsupported(sentence=self._shown(checked), support=checked.score, flagged=not self._strict)
         )
         if self._strict:
             return ""
-        added = _marked(checked.statement, _FLAG)
+        added = _marked(replace(checked.statement, text=self._shown(checked)), _FLAG)
         added = added if self.text else added.lstrip()
         self.text += added
         return added
+
+    def _shown(self, checked: Checked) -> str:
+        """What is shown of a sentence that does not hold: no address that could carry anything away."""
+        text = checked.statement.text
+        named = without_addresses(text, foreign_addresses(text, self._known))
+        return harmless(named, checked.statement.lead)
 
     def _cite(self, support: Support) -> int:
         for citation in self.citations:
@@ -99,7 +130,6 @@ def write(
     draft: Draft,
     model: LanguageModel,
     prompts: Mapping[str, Prompt],
-    question: str,
     spend: Callable[[Usage], None],
 ) -> Iterator[str]:
     """Have the model answer into `draft`; yields each piece of checked text, and tells `spend` the tokens.
@@ -107,7 +137,7 @@ def write(
     Raises:
         ModelError: The model failed; what the draft holds is then worth nothing.
     """
-    passages = numbered(draft.contexts)
+    question, passages = draft.question, numbered(draft.contexts, draw_key())
     asked = prompts["answer"].render(question=question, contexts=passages)
     held: list[Checked] = []
     for statement in _statements(model, asked, spend):
@@ -183,28 +213,12 @@ def _mend(draft: Draft, wrong: Checked, better: str) -> Iterator[str]:
 
 def _marked(statement: Statement, markers: str) -> str:
     """The statement with its markers before its last full stop, or on the line after a block of code."""
-    text = statement.text
+    text = harmless(statement.text, statement.lead)
     if text.endswith("```"):
         return f"{statement.lead}{text}\n{markers.strip()}"
     stop = re.search(r"[.!?][\"'\u201d)]*$", text)
     place = stop.start() if stop else len(text)
     return statement.lead + text[:place] + markers + text[place:]
-
-
-def numbered(contexts: Sequence[Context]) -> str:
-    """Passages as a model is given them: numbered, delimited, and unable to close their delimiter."""
-    parts = []
-    for number, context in enumerate(contexts, 1):
-        section = f' section="{_attribute(" > ".join(context.heading))}"' if context.heading else ""
-        text = _TAG.sub(lambda found: found[0].replace("<", "&lt;"), context.text.strip())
-        parts.append(
-            f'<passage number="{number}" source="{_attribute(context.path)}"{section}>\n{text}\n</passage>'
-        )
-    return "\n".join(parts)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace("\n", " ")
 
 
 def pack(contexts: Sequence[Context], budget: int, embedder: Embedder) -> tuple[Context, ...]:

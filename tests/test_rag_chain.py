@@ -1,5 +1,6 @@
 """Answers that a language model writes: checked by the sentence, streamed, repaired, fallen back from."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -277,7 +278,10 @@ def test_passages_are_given_as_data_that_cannot_end_itself(
     server.say("NO ANSWER")
     engine.ask(PORT)
     prompt = str(server.requests[0]["messages"][-1]["content"])
-    assert prompt.count("</passage>") == prompt.count("<passage number=")
+    key = re.findall(r'<passage number="1" key="([0-9a-f]{16})"', prompt)[0]
+    assert prompt.count(f"</passage {key}>") == prompt.count("<passage number=") == prompt.count("</passage")
+    engine.ask(PORT)
+    assert key not in str(server.requests[1]["messages"])
     assert "{question}" in prompt
 
 

@@ -1,0 +1,126 @@
+"""Text that nobody vouches for: what documents say to a model, and what a model says to a reader's browser.
+
+Passages are handed to a model between marks with a key that is drawn for the request, so that no document can
+know how to end its own ("delimiting" of Spotlighting, Hines et al. 2024, arXiv 2403.14720, the mildest of the
+paper's three: datamarking and encoding change the words, and answers here are held against the words).
+"""
+
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+
+from knowledge_base.orders import find_orders
+from rag.answer import Context
+
+_TAG = re.compile(r"</?passage", re.IGNORECASE)
+# Letters that only a machine reads, and marks that make the rest read otherwise than it stands.
+_UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069\U000e0000-\U000e01ef]")
+
+# Within a line: what a renderer takes for the end of a paragraph ends code, too.
+_CODE = re.compile(r"(?<![`\\])(`+)(?!`)(?:.+?)(?<!`)\1(?!`)")
+_FENCE = re.compile(r"```+[^`\n]*(?:\n|\Z)|~~~")
+_ELEMENT = re.compile(r"<(?=[A-Za-z/!?])(?!https?://|mailto:)")
+_SCRIPT = re.compile(r"\](?=\(\s*(?!https?:|mailto:|#|/|\.)[a-z][a-z0-9+.-]*:)|\](?=:\s)", re.IGNORECASE)
+_ADDRESS = re.compile(
+    r"\b(?:https?|ftp)://[^\s<>\"'`\])]+|\bwww\.[^\s<>\"'`\])]+|"
+    r"(?<![\w@./-])(?:[a-z0-9-]+\.)+(?:com|net|org|info|biz|xyz|top|site|online|click|shop|app|dev|io)\b"
+    r"(?:/[^\s<>\"'`\])]*)?",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\w[\w'\u2019-]*")
+# What a heading or lead-in is made of besides the words of the passages and the question.
+_CONNECTIVES = frozenset(
+    """
+    about above additional after all also an and answer are as at based be because before below between
+    both but by can case cases context data depends details different documents does each either example
+    examples features few first following follows for four from further general given has have here how
+    if in include includes including information into is it its key kinds list main may means methods
+    more most must need needed no not note notes of on one only options or order other otherwise
+    overview part parts passage passages points possible question reasons related required requirements
+    result results second section several short should some source sources step steps such summary than
+    that the their them then there these they things this those three to two types under use used using
+    values way ways what when where which who why will with you your
+    """.split()  # noqa: SIM905 - a list of quoted words is no easier to read
+)
+
+
+def draw_key() -> str:
+    """A key for one request, that nobody who wrote a document can have known."""
+    return secrets.token_hex(8)
+
+
+def numbered(contexts: Sequence[Context], key: str) -> str:
+    """Passages as a model is given them: numbered, between marks with the key, without unseen letters."""
+    parts = []
+    for number, context in enumerate(contexts, 1):
+        section = f' section="{_attribute(" > ".join(context.heading))}"' if context.heading else ""
+        text = _UNSEEN.sub("", context.text.strip())
+        text = _TAG.sub(lambda found: found[0].replace("<", "&lt;"), text)
+        opening = f'<passage number="{number}" key="{key}" source="{_attribute(context.path)}"{section}>'
+        parts.append(f"{opening}\n{text}\n</passage {key}>")
+    return "\n".join(parts)
+
+
+def _attribute(text: str) -> str:
+    plain = _UNSEEN.sub("", text)
+    return plain.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace("\n", " ")
+
+
+def evidence(contexts: Iterable[Context]) -> list[Context]:
+    """The passages with spaces in place of orders to a model: what only an order says has no support."""
+    return [_without_orders(context) for context in contexts]
+
+
+def _without_orders(context: Context) -> Context:
+    text = context.text
+    for order in find_orders(text):
+        if order.plain:
+            text = text[: order.start] + " " * (order.end - order.start) + text[order.end :]
+    return context if text is context.text else context.model_copy(update={"text": text})
+
+
+def harmless(text: str, lead: str = "") -> str:
+    """A model's Markdown that loads nothing by itself: images become links, HTML and scripts become text.
+
+    Code stays as it is. Text in pieces is harmless when each of its pieces has been made so; `lead` is the
+    white space before the piece, which decides whether a fence is one.
+    """
+    if _FENCE.match(text) and len(lead.rpartition("\n")[2].expandtabs(4)) < 4:
+        return text
+    parts, end = [], 0
+    for code in _CODE.finditer(text):
+        parts += [_disarmed(text[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*parts, _disarmed(text[end:])])
+
+
+def _disarmed(text: str) -> str:
+    # A backtick without its partner could make code of what is none, or end code in the piece after it.
+    text = text.replace("`", "").replace("![", "[")
+    return _SCRIPT.sub("] ", _ELEMENT.sub("< ", text))
+
+
+def foreign_addresses(text: str, known: Iterable[str]) -> list[str]:
+    """Web addresses in a text that stand in none of the others."""
+    found = [address.rstrip(".,;:!?*_") for address in _ADDRESS.findall(text)]
+    if not found:
+        return []
+    everything = "\n".join(known).lower()
+    return [address for address in found if address.lower() not in everything]
+
+
+def without_addresses(text: str, addresses: Iterable[str]) -> str:
+    """A text that no longer says them."""
+    for address in addresses:
+        text = text.replace(address, "(address)")
+    return text
+
+
+def is_lead_in(text: str, known: Iterable[str]) -> bool:
+    """Whether a heading or lead-in, which claims nothing, is made of known words: it gives nothing away.
+
+    Of a word, its first four letters count.
+    """
+    stems = {word[:4].lower() for other in known for word in _WORD.findall(other)}
+    words = [word.lower() for word in _WORD.findall(text)]
+    return all(len(word) < 3 or word in _CONNECTIVES or word[:4] in stems for word in words)
