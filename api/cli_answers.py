@@ -31,12 +31,21 @@ def export(
 
 @app.command()
 def forget(
-    days: Annotated[int, typer.Option(min=0, help="Delete answers older than this many days.")],
+    days: Annotated[int | None, typer.Option(min=0, help="Delete answers older than this many days.")] = None,
+    mentioning: Annotated[
+        str, typer.Option(help="Delete answers in which these words stand, whatever their case.")
+    ] = "",
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
-    """Delete old answers and their feedback for good."""
-    before = datetime.now(UTC) - timedelta(days=days)
-    deleted = open_answer_log(open_knowledge_base(kb)).forget(before)
-    done = {"deleted": deleted, "before": before.isoformat()}
+    """Delete old answers, or those that mention somebody, and their feedback for good."""
+    if (days is None) == (not mentioning.strip()):
+        raise UsageError("Say --days or --mentioning.", hint="For example: rag answers forget --days 90")
+    log = open_answer_log(open_knowledge_base(kb))
+    done: dict[str, object] = {}
+    if days is not None:
+        before = datetime.now(UTC) - timedelta(days=days)
+        done = {"deleted": (deleted := log.forget(before)), "before": before.isoformat()}
+    else:
+        done = {"deleted": (deleted := log.forget_mentioning(mentioning.strip()))}
     print_json(done) if as_json else sys.stdout.write(f"{deleted} answers deleted\n")

@@ -94,9 +94,8 @@ def open_answer_log(knowledge_base: "KnowledgeBase") -> "AnswerLog":
 
     # In its own folder it needs no name: one that the folder is renamed to would lose the answers.
     shared = read_environment().answer_log
-    return (
-        AnswerLog(shared, knowledge_base.root.name) if shared else AnswerLog(answer_log_url(knowledge_base))
-    )
+    name = knowledge_base.root.name if shared else ""
+    return AnswerLog(answer_log_url(knowledge_base), name, knowledge_base.release().settings.log)
 
 
 def answer_log_url(knowledge_base: "KnowledgeBase") -> str:

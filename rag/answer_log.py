@@ -1,14 +1,19 @@
-"""Served answers and what readers say of them: SQLite by default, any SQLAlchemy URL otherwise."""
+"""Served answers and what readers say of them: SQLite by default, any SQLAlchemy URL otherwise.
+
+What people wrote, and what they were answered from, is kept without personal data unless told otherwise: it
+is taken out before anything is written. Spans and hashes stay, so a citation still leads to the document.
+"""
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 from sqlalchemy import (
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     DateTime,
     ForeignKey,
@@ -24,9 +29,10 @@ from sqlalchemy import (
 )
 
 from knowledge_base.errors import NotFoundError, UsageError
-from knowledge_base.release import Frozen
+from knowledge_base.release import Frozen, LogSettings
 from rag.answer import Answer
 from rag.database import make_table, open_database, storage_errors
+from rag.privacy import redact_record
 
 
 def _answers(*later: Column[str]) -> Table:
@@ -56,6 +62,7 @@ _FEEDBACK = Table(
     Column("record", Text, nullable=False),
 )
 _BATCH = 500
+_EXPIRE_EVERY = timedelta(hours=1)
 
 
 NO_ANSWER = "It may have been asked elsewhere, or expired."
@@ -80,7 +87,7 @@ class Entry(NamedTuple):
 
 
 class AnswerLog:
-    """Keeps the answers of one knowledge base and what was said of them.
+    """Keeps the answers of one knowledge base and what was said of them, as `settings` say.
 
     A database that serves several keeps them apart by `kb`; one in a knowledge base's own folder needs no
     name. Answers logged before there were names are taken to be of the one that opens the database first.
@@ -90,8 +97,10 @@ class AnswerLog:
         StorageError: The database cannot be reached or written.
     """
 
-    def __init__(self, url: str, kb: str = "") -> None:
+    def __init__(self, url: str, kb: str = "", settings: LogSettings | None = None) -> None:
         self._kb = kb
+        self._settings = settings or LogSettings()
+        self._expired_at: datetime | None = None
         self._mine = _ANSWERS.c.kb == kb
         steps = {
             "001-answers": lambda connection: make_table(connection, _ANSWERS_AT_FIRST),
@@ -101,18 +110,25 @@ class AnswerLog:
         self._engine = open_database(url, steps, durable=False)
 
     def append(self, answer: Answer) -> None:
-        """Record a served answer. Raises StorageError."""
+        """Record a served answer, and once in an hour drop those that are too old. Raises StorageError."""
+        now = datetime.now(UTC)
         row = {
             "id": answer.id,
             "kb": self._kb,
-            "asked_at": datetime.now(UTC),
+            "asked_at": now,
             "ref": answer.release.ref,
             "release_commit": answer.release.commit,
             "abstained": answer.abstained,
-            "record": json.dumps(answer.as_json(), ensure_ascii=False),
+            "record": self._written(answer.as_json()),
         }
         with storage_errors(), self._engine.begin() as connection:
             connection.execute(insert(_ANSWERS), row)
+        if self._settings.keep_days and (self._expired_at is None or now - self._expired_at > _EXPIRE_EVERY):
+            self._expired_at = now
+            self.forget(now - timedelta(days=self._settings.keep_days))
+
+    def _written(self, record: dict[str, Any]) -> str:
+        return json.dumps(redact_record(record) if self._settings.redact else record, ensure_ascii=False)
 
     def recent(self, limit: int) -> list[Answer]:
         """Up to `limit` answers, newest first. Raises StorageError."""
@@ -143,7 +159,7 @@ class AnswerLog:
             "answer_id": id,
             "given_at": datetime.now(UTC),
             "rating": feedback.rating,
-            "record": feedback.model_dump_json(),
+            "record": self._written(feedback.model_dump(mode="json")),
         }
         with storage_errors(), self._engine.begin() as connection:
             connection.execute(insert(_FEEDBACK), row)
@@ -184,11 +200,30 @@ class AnswerLog:
 
     def forget(self, before: datetime) -> int:
         """Delete answers asked before a moment and their feedback; returns how many. Raises StorageError."""
-        old = (self._mine, _ANSWERS.c.asked_at < before)
-        with storage_errors(), self._engine.begin() as connection:
-            ids = select(_ANSWERS.c.id).where(*old)
-            connection.execute(delete(_FEEDBACK).where(_FEEDBACK.c.answer_id.in_(ids)))
-            return connection.execute(delete(_ANSWERS).where(*old)).rowcount
+        return self._forget(_ANSWERS.c.asked_at < before)
+
+    def forget_mentioning(self, words: str) -> int:
+        """Delete the answers in which `words` stand, in feedback on them too, whatever their case.
+
+        Returns how many. Raises StorageError.
+        """
+        written = json.dumps(words, ensure_ascii=False)[1:-1]
+        told = select(_FEEDBACK.c.answer_id).where(_FEEDBACK.c.record.icontains(written, autoescape=True))
+        return self._forget(_ANSWERS.c.record.icontains(written, autoescape=True) | _ANSWERS.c.id.in_(told))
+
+    def _forget(self, which: ColumnElement[bool]) -> int:
+        with storage_errors():
+            with self._engine.begin() as connection:
+                ids = connection.execute(select(_ANSWERS.c.id).where(self._mine, which)).scalars().all()
+                for first in range(0, len(ids), _BATCH):
+                    some = ids[first : first + _BATCH]
+                    connection.execute(delete(_FEEDBACK).where(_FEEDBACK.c.answer_id.in_(some)))
+                    connection.execute(delete(_ANSWERS).where(_ANSWERS.c.id.in_(some)))
+            if ids and self._engine.dialect.name == "sqlite":
+                # Deleted pages are overwritten; what the write-ahead log still holds of them goes too.
+                with self._engine.connect() as connection:
+                    connection.execute(text("pragma wal_checkpoint(truncate)"))
+        return len(ids)
 
     def close(self) -> None:
         """Close the database."""

@@ -90,6 +90,7 @@ def _wait_for_other_writers(connection: object, _: object) -> None:
     cursor = connection.cursor()  # type: ignore[attr-defined]
     cursor.execute(f"pragma busy_timeout = {_PATIENCE_SECONDS * 1000}")
     cursor.execute("pragma journal_mode = wal")
+    cursor.execute("pragma secure_delete = on")  # what is deleted for privacy's sake is gone from the disk
     cursor.close()
 
 
