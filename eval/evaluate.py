@@ -10,7 +10,7 @@ from eval.golden import GoldenQuestion, golden_fingerprint
 from eval.measure import Measurement, uses_model
 from eval.metrics import OFFLINE, Measures, judge_fingerprint
 from eval.scores import Scores
-from eval.selfcheck import check_injections, check_passages, check_structure
+from eval.selfcheck import check_canaries, check_passages, check_structure
 from eval.summary import summarize
 from knowledge_base.difference import diff_documents
 from knowledge_base.errors import DamagedError, EmbedderError, PlumblineError
@@ -73,7 +73,7 @@ def _evaluate(
     faults = check_structure(knowledge_base, engine)
     changed = _changed(knowledge_base, case)
     if case.before is None or changed & {"prompt", "model"}:
-        faults += check_injections(engine)
+        faults += check_canaries(engine)
     stated = {"rules": case.rules, "changed": tuple(sorted(changed))}
     if not case.approved:
         faults += check_passages(knowledge_base, engine) if not faults else []
