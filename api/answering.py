@@ -68,7 +68,7 @@ def answering_routes() -> APIRouter:
             record(at.answer_log, answer)
             return answer
         events = begin(engine.stream(body.question, body.top_k, **given))
-        lines = _as_events(events, lambda answer: record(at.answer_log, answer))
+        lines = as_events(events, lambda answer: record(at.answer_log, answer))
         return stream_response(lines, engine.release_ref)
 
     @router.post("/search")
@@ -114,7 +114,7 @@ def stream_response(lines: Iterator[str], release: ReleaseRef) -> StreamingRespo
     return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
 
-def _as_events(events: Iterator[Event], done: Callable[[Answer], None]) -> Iterator[str]:
+def as_events(events: Iterator[Event], done: Callable[[Answer], None]) -> Iterator[str]:
     """retrieval, text, restart, citations, done; error in place of the last two when it fails."""
     try:
         for event in events:

@@ -4,6 +4,7 @@ from fastapi import FastAPI, HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.answering import answering_routes
+from api.console.routes import console_routes
 from api.document_routes import document_routes
 from api.evaluation_routes import evaluation_routes
 from api.gate_routes import gate_routes
@@ -40,6 +41,7 @@ def create_app(host: Host, *, gate_token: str | None = None) -> FastAPI:
     app.include_router(evaluation_routes())
     app.include_router(service_routes(host))
     app.include_router(gate_routes(host, gate_token))
+    app.include_router(console_routes())
     return app
 
 

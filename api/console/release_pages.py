@@ -1,0 +1,136 @@
+"""Releases: the line of them, one in full, what differs between two, and going back."""
+
+import difflib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Query, Request
+from fastapi.responses import Response
+
+from api.access import Reader, Session, Writer
+from api.console.charts import knots
+from api.console.pages import PageRoute, page, see
+from eval.compare import compare_releases
+from eval.evaluations import describe_evaluated, list_evaluated
+from knowledge_base.errors import HeadMovedError, NotFoundError
+from knowledge_base.history import list_branches
+from knowledge_base.home import MAIN
+from knowledge_base.lifecycle import rollback
+
+_PAGE = 40
+_COMPARED_LINES = 4000
+
+From = Annotated[str, Query(alias="from", min_length=1, max_length=200)]
+Ref = Annotated[str, Query(min_length=1, max_length=200)]
+
+
+def release_pages() -> APIRouter:
+    """The routes."""
+    router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+    @router.get("/releases")
+    def releases(
+        request: Request,
+        at: Reader,
+        since: Annotated[str, Query(alias="from", max_length=200)] = MAIN,
+        done: str = "",
+    ) -> Response:
+        repository = at.knowledge_base.repository
+        found = list_evaluated(at.knowledge_base, since, _PAGE + 1)
+        main, more = found[:_PAGE], found[_PAGE:]
+        branches = _own_releases(at, {entry["commit"] for entry in found}) if since == MAIN else []
+        values = {
+            "knots": knots(main, branches),
+            "older": more[0]["commit"] if more else "",
+            "head": repository.resolve(MAIN),
+            "first": since == MAIN,
+            "done": done,
+        }
+        return page(request, at, "releases.html", **values)
+
+    @router.get("/release")
+    def release(request: Request, at: Reader, ref: Ref = MAIN) -> Response:
+        described = describe_evaluated(at.knowledge_base, ref)
+        head = at.knowledge_base.repository.resolve(MAIN)
+        return page(request, at, "release.html", release=described, ref=ref, head=head)
+
+    @router.get("/diff")
+    def diff(
+        request: Request,
+        at: Reader,
+        left: From,
+        to: Ref = MAIN,
+    ) -> Response:
+        found = compare_releases(at.knowledge_base, left, to)
+        refs = at.hosted.live.refs()
+        return page(request, at, "diff.html", found=found, left=left, right=to, refs=refs)
+
+    @router.get("/diff/document")
+    def document(
+        request: Request,
+        at: Reader,
+        path: Annotated[str, Query(max_length=1024)],
+        left: From,
+        to: Ref = MAIN,
+        before: Annotated[str, Query(max_length=1024)] = "",
+    ) -> Response:
+        old, new = _text(at, left, before or path), _text(at, to, path)
+        values: dict[str, Any] = {"path": path, "left": left, "right": to, "lines": _lines(old, new)}
+        return page(request, at, "diff_document.html", **values)
+
+    @router.get("/rollback")
+    def ask_rollback(request: Request, at: Writer, ref: Ref) -> Response:
+        head = at.knowledge_base.repository.resolve(MAIN)
+        target = describe_evaluated(at.knowledge_base, ref)
+        found = compare_releases(at.knowledge_base, head, target["commit"])
+        return page(request, at, "rollback.html", found=found, target=target, head=head)
+
+    @router.post("/rollback")
+    def roll_back(
+        request: Request,
+        at: Writer,
+        ref: Annotated[str, Form(min_length=1, max_length=200)],
+        expected: Annotated[str, Form(pattern="^[0-9a-f]{40}([0-9a-f]{24})?$")],
+    ) -> Response:
+        try:
+            commit = rollback(at.knowledge_base, ref, expected=expected)
+        except HeadMovedError as error:
+            raise HeadMovedError(
+                "Another release was published while you decided.",
+                hint="Look at the releases again before going back.",
+            ) from error
+        at.hosted.live.follow()
+        return see(request, at, "/releases", done=commit.id)
+
+    return router
+
+
+def _own_releases(at: Session, main: set[str]) -> list[list[dict[str, Any]]]:
+    """The releases of each branch that are not main's, newest first."""
+    found = []
+    for branch in list_branches(at.knowledge_base.repository):
+        own: list[dict[str, Any]] = []
+        for entry in list_evaluated(at.knowledge_base, branch["branch"], _PAGE):
+            if entry["commit"] in main:
+                break
+            own.append(entry)
+        # One that was made from a release further down than this page is not drawn.
+        if own and own[-1]["parents"][0] in main:
+            found.append(own)
+    return found
+
+
+def _text(at: Session, ref: str, path: str) -> str:
+    try:
+        return at.engine(ref).snapshot.document_text(path)
+    except NotFoundError:
+        at.knowledge_base.repository.resolve(ref)  # a document may be missing on one side, not the release
+        return ""
+
+
+def _lines(old: str, new: str) -> list[tuple[str, str]]:
+    """The differing lines of two texts with some around them, each with what became of it."""
+    tones = {"+": "added", "-": "removed", "@": "where", " ": "same"}
+    compared = difflib.unified_diff(
+        old.split("\n")[:_COMPARED_LINES], new.split("\n")[:_COMPARED_LINES], lineterm="", n=3
+    )
+    return [(tones[line[0]], line) for line in list(compared)[2:]]
