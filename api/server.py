@@ -53,7 +53,8 @@ class _BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
-        limit = MAX_UPLOAD_BYTES if scope.get("path") == "/v1/documents" else _MAX_BODY_BYTES
+        uploads = scope.get("path") in ("/v1/documents", "/documents")
+        limit = MAX_UPLOAD_BYTES if uploads else _MAX_BODY_BYTES
 
         async def counted() -> Message:
             nonlocal received

@@ -17,7 +17,7 @@ from knowledge_base.home import MAIN
 from rag.answer import Answer, Citation
 from rag.answer_log import Feedback
 
-_AROUND = 700
+_BEFORE, _AFTER = 240, 420
 _RECENT = 8
 
 RefField = Annotated[str, Form(max_length=200)]
@@ -87,7 +87,7 @@ def _add_asking(router: APIRouter) -> None:
             record(at.answer_log, one)
         try:
             for one in made:
-                at.answer_log.answer(one.id)
+                at.answer(one.id)
         except PlumblineError:  # it was not logged: there is no address to go to
             return _show(request, at, made)
         if against:
@@ -98,11 +98,11 @@ def _add_asking(router: APIRouter) -> None:
 def _add_answers(router: APIRouter) -> None:
     @router.get("/answers/{id}")
     def read(id: str, request: Request, at: Reader, said: str = "") -> Response:
-        return _show(request, at, [at.answer_log.answer(id)], said)
+        return _show(request, at, [at.answer(id)], said)
 
     @router.get("/compare")
     def compare(request: Request, at: Reader, left: str, right: str) -> Response:
-        return _show(request, at, [at.answer_log.answer(left), at.answer_log.answer(right)])
+        return _show(request, at, [at.answer(left), at.answer(right)])
 
     @router.post("/answers/{id}/feedback")
     def rate(
@@ -124,7 +124,7 @@ def _add_answers(router: APIRouter) -> None:
         at.answer_log.rate(id, feedback)
         said = rating
         if golden and at.caller.may("writer"):
-            rows = from_feedback([(at.answer_log.answer(id), feedback)], 1)
+            rows = from_feedback([(at.answer(id), feedback)], 1)
             said = "golden" if GoldenFiles(at.knowledge_base).add(rows, "generated") else "known"
         return see(request, at, f"/answers/{id}", said=said, fragment="said")
 
@@ -150,7 +150,7 @@ def _source(at: Session, citation: Citation, anchor: str) -> Source:
         return Source(citation, anchor, problem="That release is no longer kept; this is what was quoted.")
     except PlumblineError as error:
         return Source(citation, anchor, problem=error.message)
-    start, end = max(0, citation.start - _AROUND), citation.end + _AROUND
+    start, end = max(0, citation.start - _BEFORE), citation.end + _AFTER
     return Source(
         citation,
         anchor,

@@ -38,8 +38,10 @@ def release_pages() -> APIRouter:
         found = list_evaluated(at.knowledge_base, since, _PAGE + 1)
         main, more = found[:_PAGE], found[_PAGE:]
         branches = _own_releases(at, {entry["commit"] for entry in found}) if since == MAIN else []
+        drawn = knots(main, branches)
         values = {
-            "knots": knots(main, branches),
+            "knots": drawn,
+            "lanes": min(5, 1 + max((knot.lane for knot in drawn), default=0)),
             "older": more[0]["commit"] if more else "",
             "head": repository.resolve(MAIN),
             "first": since == MAIN,

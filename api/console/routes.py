@@ -8,6 +8,8 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 from api.console.ask_pages import ask_pages
+from api.console.document_pages import document_pages
+from api.console.evaluation_pages import evaluation_pages
 from api.console.pages import STATIC, THEMES, PageRoute, keep_theme
 from api.console.release_pages import release_pages
 
@@ -20,6 +22,8 @@ def console_routes() -> APIRouter:
     router.include_router(_frame())
     router.include_router(ask_pages())
     router.include_router(release_pages())
+    router.include_router(evaluation_pages())
+    router.include_router(document_pages())
     return router
 
 

@@ -1,5 +1,5 @@
-// Two comforts; every page works without them. An answer appears as it is written, and a marker under the
-// pointer or the focus shows its source.
+// Comforts; every page works without them. An answer appears as it is written, a marker under the pointer or
+// the focus shows its source, and a job under way shows how far it is.
 "use strict";
 
 const form = document.querySelector("form[data-ask]");
@@ -97,3 +97,12 @@ function show(event, on) {
 }
 for (const name of ["pointerover", "focusin"]) document.addEventListener(name, (event) => show(event, true));
 for (const name of ["pointerout", "focusout"]) document.addEventListener(name, (event) => show(event, false));
+
+async function refresh() {
+  const reply = await fetch(location.href);
+  if (!reply.ok) return;
+  const fresh = new DOMParser().parseFromString(await reply.text(), "text/html").querySelector("main");
+  document.querySelector("main").replaceChildren(...fresh.childNodes);
+  if (document.querySelector("[data-refresh]")) setTimeout(refresh, 2000);
+}
+if (document.querySelector("[data-refresh]")) setTimeout(refresh, 1000);

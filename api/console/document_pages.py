@@ -1,0 +1,101 @@
+"""Documents and the jobs that change them."""
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Query, Request
+from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
+
+from api.access import Reader, Writer
+from api.console.pages import PageRoute, page, see
+from api.job_routes import start_job
+from api.jobs import Job, Work, files_in
+from api.uploads import receive_files
+from knowledge_base.errors import NotFoundError
+from knowledge_base.home import MAIN
+
+_PAGE = 100
+_JOBS = 50
+
+Ref = Annotated[str, Query(min_length=1, max_length=200)]
+Path = Annotated[str, Query(min_length=1, max_length=1024)]
+Place = Annotated[int, Query(ge=0)]
+
+
+def document_pages() -> APIRouter:
+    """The routes."""
+    router = APIRouter(route_class=PageRoute, include_in_schema=False)
+    _add_documents(router)
+    _add_jobs(router)
+    return router
+
+
+def _add_documents(router: APIRouter) -> None:
+    @router.get("/documents")
+    def documents(
+        request: Request,
+        at: Reader,
+        ref: Ref = MAIN,
+        find: Annotated[str, Query(max_length=1024)] = "",
+        after: Annotated[str, Query(max_length=1024)] = "",
+    ) -> Response:
+        snapshot = at.engine(ref).snapshot
+        paths = sorted((path for path in snapshot.hashes() if find.lower() in path.lower()), key=str.encode)
+        rest = [path for path in paths if path.encode() > after.encode()]
+        shown = [(path, snapshot.titles(path)) for path in rest[:_PAGE]]
+        values = {"shown": shown, "total": len(paths), "ref": ref, "find": find}
+        more = shown[-1][0] if len(rest) > _PAGE else ""
+        return page(request, at, "documents.html", more=more, refs=at.hosted.live.refs(), **values)
+
+    @router.get("/document")
+    def document(
+        request: Request, at: Reader, path: Path, ref: Ref = MAIN, start: Place = 0, end: Place = 0
+    ) -> Response:
+        engine = at.engine(ref)
+        text = engine.snapshot.document_text(path)
+        start, end = min(start, len(text)), min(max(start, end), len(text))
+        parts = (text[:start], text[start:end], text[end:])
+        title = engine.snapshot.titles(path)
+        values = {"path": path, "ref": ref, "title": title, "commit": engine.release_ref.commit}
+        return page(request, at, "document.html", parts=parts, **values)
+
+    @router.post("/documents")
+    async def upload(request: Request, at: Writer) -> Response:
+        with at.replies.claim(None) as claim, at.jobs.receiving() as spool:
+            files = await receive_files(request, files_in(spool), "")
+            work = Work(kind="upload", paths=tuple(file.path for file in files))
+            content = [file.sha256 for file in files]
+            run = partial(start_job, at, claim, work, Response(), spool, content=content)
+            job = await run_in_threadpool(run)
+        return see(request, at, "/job", id=job.id)
+
+    @router.post("/document/delete")
+    def delete(request: Request, at: Writer, path: Annotated[str, Form(max_length=1024)]) -> Response:
+        if path not in at.engine().snapshot:
+            raise NotFoundError("document", path, hint="It may be deleted already.")
+        with at.replies.claim(None) as claim:
+            job = start_job(at, claim, Work(kind="delete", paths=(path,)), Response())
+        return see(request, at, "/job", id=job.id)
+
+
+def _add_jobs(router: APIRouter) -> None:
+    @router.get("/jobs")
+    def jobs(request: Request, at: Writer) -> Response:
+        found: list[Job] = []
+        for name in at.jobs.ids()[:_JOBS]:
+            try:
+                found.append(at.jobs.get(name))
+            except NotFoundError:
+                continue  # tidied away since it was listed
+        return page(request, at, "jobs.html", jobs=found)
+
+    @router.get("/job")
+    def job(request: Request, at: Writer, id: Annotated[str, Query(max_length=40)]) -> Response:
+        return page(request, at, "job.html", job=at.jobs.get(id))
+
+    @router.post("/job/retry")
+    def retry(request: Request, at: Writer, id: Annotated[str, Form(max_length=40)]) -> Response:
+        at.jobs.retry(id)
+        at.runner.wake()
+        return see(request, at, "/job", id=id)

@@ -1,0 +1,179 @@
+"""Evaluations, the golden set and the nightly report: how good the releases are, and by which questions."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Query, Request
+from fastapi.responses import Response
+
+from api.access import Reader, Session, Writer
+from api.console.charts import forest
+from api.console.pages import HEADERS, PageRoute, page, see
+from api.job_routes import start_job
+from api.jobs import Work
+from eval.evaluations import Evaluations
+from eval.gate import Verdict
+from eval.golden import State
+from eval.golden_files import GoldenFiles, rows_as_they_stand
+from eval.scores import Row
+from knowledge_base.errors import NotFoundError
+from knowledge_base.home import MAIN
+
+_PAGE = 30
+_STATES: tuple[State, ...] = ("candidate", "stale", "approved", "retired")
+_REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+Ref = Annotated[str, Query(max_length=200)]
+Chosen = Annotated[str, Form(min_length=1, max_length=200)]
+
+
+def evaluation_pages() -> APIRouter:
+    """The routes."""
+    router = APIRouter(route_class=PageRoute, include_in_schema=False)
+    _add_evaluations(router)
+    _add_golden(router)
+    _add_report(router)
+    return router
+
+
+# -- evaluations -------------------------------------------------------------------------------
+
+
+def _add_evaluations(router: APIRouter) -> None:
+    @router.get("/evaluations")
+    def evaluations(
+        request: Request, at: Reader, after: Annotated[str | None, Query(max_length=64)] = None
+    ) -> Response:
+        found = Evaluations(at.knowledge_base.repository).history(after, _PAGE + 1)
+        more = found[_PAGE - 1].id if len(found) > _PAGE else ""
+        values = {"kept": found[:_PAGE], "more": more, "refs": at.hosted.live.refs()}
+        return page(request, at, "evaluations.html", **values)
+
+    @router.get("/evaluation")
+    def evaluation(
+        request: Request,
+        at: Reader,
+        id: Annotated[str, Query(max_length=64)] = "",
+        ref: Ref = MAIN,
+        against: Ref = "",
+    ) -> Response:
+        kept = Evaluations(at.knowledge_base.repository)
+        if id:
+            verdict, when = kept.evaluation(id).verdict, kept.evaluation(id).date
+            new, old = kept.rows_at(id, verdict.candidate_digest), kept.rows_at(id, verdict.baseline_digest)
+        else:
+            verdict, when = _chosen(at, ref, against), None
+            new, old = kept.rows(verdict.candidate_digest), kept.rows(verdict.baseline_digest)
+        told = verdict.as_json()
+        primary = [metric["name"] for metric in told["metrics"] if metric["margin"] is not None]
+        values = {"verdict_": told, "when": when, "forest": forest(told["metrics"]), "primary": primary}
+        return page(request, at, "evaluation.html", rows=_compared(new, old, primary), **values)
+
+    @router.post("/evaluations")
+    def start(request: Request, at: Writer, ref: Chosen, baseline: Chosen) -> Response:
+        repository = at.knowledge_base.repository
+        work = Work(kind="evaluate", ref=ref, baseline=baseline)
+        with at.replies.claim(None) as claim:
+            job = start_job(
+                at,
+                claim,
+                work,
+                Response(),
+                check=lambda: [repository.resolve(one) for one in (ref, baseline)],
+            )
+        return see(request, at, "/job", id=job.id)
+
+
+def _chosen(at: Session, ref: str, against: str) -> Verdict:
+    """The kept verdict on a ref: against that baseline where there is one, else any."""
+    digest = at.knowledge_base.release(ref).answers_digest
+    found = Evaluations(at.knowledge_base.repository).verdicts(digest)
+    if not found:
+        raise NotFoundError("evaluation", ref[:16], hint="Start one on the page of evaluations.")
+    return next((one for one in found if against and one.baseline == against), found[-1])
+
+
+def _compared(new: Sequence[Row], old: Sequence[Row], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Each golden question with its values before and after, the greatest loss first."""
+    before = {row.id: row for row in old if not row.repetition}
+    found = []
+    for row in new:
+        if row.repetition:
+            continue
+        values, known = _values(row), _values(before[row.id]) if row.id in before else {}
+        pairs = {name: (known.get(name), values.get(name)) for name in metrics}
+        changes = [b - a for a, b in pairs.values() if a is not None and b is not None]
+        found.append({"row": row, "pairs": pairs, "worst": min(changes, default=0.0)})
+    return sorted(found, key=lambda one: (one["worst"], one["row"].id))
+
+
+def _values(row: Row) -> Mapping[str, float | None]:
+    return {score.metric: score.value for score in row.scores}
+
+
+# -- the golden set ----------------------------------------------------------------------------
+
+
+def _add_golden(router: APIRouter) -> None:
+    @router.get("/golden")
+    def golden(request: Request, at: Reader, state: Annotated[str, Query(max_length=20)] = "") -> Response:
+        rows = rows_as_they_stand(at.knowledge_base, at.engine().snapshot.document_text)
+        counts = {name: sum(row["state"] == name for row in rows) for name in _STATES}
+        # What waits for somebody comes first.
+        wanted = state if state in counts else next((s for s in _STATES[:2] if counts[s]), "approved")
+        chosen = [row for row in rows if row["state"] == wanted]
+        return page(request, at, "golden.html", rows=chosen, counts=counts, state=wanted)
+
+    @router.post("/golden")
+    def review(
+        request: Request,
+        at: Writer,
+        id: Annotated[list[str], Form(max_length=1000)],
+        state: Annotated[State, Form()],
+        back: Annotated[str, Form(max_length=20)] = "",
+    ) -> Response:
+        GoldenFiles(at.knowledge_base).set_state(id, state)
+        return see(request, at, "/golden", state=back)
+
+    @router.post("/golden/publish")
+    def publish(request: Request, at: Writer) -> Response:
+        work = Work(kind="ingest", message="Golden questions reviewed")
+        with at.replies.claim(None) as claim:
+            job = start_job(at, claim, work, Response())
+        return see(request, at, "/job", id=job.id)
+
+
+# -- the nightly report ------------------------------------------------------------------------
+
+
+def _add_report(router: APIRouter) -> None:
+    @router.get("/report")
+    def report(request: Request, at: Reader) -> Response:
+        return page(request, at, "report.html", report=_latest(at))
+
+    @router.get("/report/page")
+    def report_page(at: Reader) -> Response:
+        try:
+            content = (_folder(at) / "report.html").read_bytes()
+        except OSError as error:
+            raise NotFoundError("report", "report.html", hint="`rag report` writes it.") from error
+        # It is framed by the console and may do nothing there: no script, no request.
+        policy = f"{_REPORT_POLICY}; frame-ancestors 'self'"
+        return Response(
+            content, media_type="text/html", headers={**HEADERS, "Content-Security-Policy": policy}
+        )
+
+
+def _folder(at: Session) -> Path:
+    """Where `rag report` writes when it runs in the knowledge base's folder."""
+    return at.knowledge_base.root / "report"
+
+
+def _latest(at: Session) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((_folder(at) / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
