@@ -1,6 +1,5 @@
 """The `rag` command. Every command imports what it needs when it runs, so that `rag --help` is instant."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -13,7 +12,6 @@ from api.cli_care import app as caring
 from api.cli_common import (
     Json,
     Kb,
-    open_answer_log,
     open_knowledge_base,
     print_json,
 )
@@ -21,6 +19,7 @@ from api.cli_golden import app as golden
 from api.cli_ingest import app as ingesting
 from api.cli_prompts import app as prompts
 from api.cli_publishing import app as publishing
+from api.cli_report import app as reporting
 from api.cli_serve import app as serving
 from api.cli_versions import app as versions
 from api.settings import read_environment, silence
@@ -158,39 +157,13 @@ def evaluate(
         raise typer.Exit(1)
 
 
-@app.command()
-def report(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for report.html and report.json.")
-    ] = Path("report"),
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Write the nightly report; exit code 1 when it raises an alarm."""
-    from datetime import UTC, datetime
-
-    from api.progress import working
-    from eval.report import write_report
-
-    knowledge_base = open_knowledge_base(kb)
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is not a folder.", hint="Name a folder for the report.")
-    with working("Reporting", enabled=not as_json):
-        made = write_report(knowledge_base, open_answer_log(knowledge_base), output, now=datetime.now(UTC))
-    if as_json:
-        print_json(json.loads((output / "report.json").read_text()))
-    else:
-        sys.stdout.write(f"{made.verdict}: {output / 'report.html'}\n")
-    if made.exit_code:
-        raise typer.Exit(made.exit_code)
-
-
 app.add_typer(ingesting)
 app.add_typer(asking)
 app.add_typer(answers, name="answers")
 app.add_typer(golden, name="golden")
 app.add_typer(prompts, name="prompt")
 app.add_typer(serving)
+app.add_typer(reporting, name="report")
 app.add_typer(versions)
 app.add_typer(publishing)
 app.add_typer(caring)

@@ -131,14 +131,21 @@ class Evaluations:
             files[f"{scores.digest}/answers.jsonl"] = "".join(f"{line}\n" for line in lines).encode()
         path = _verdict_path(verdict.candidate_digest, verdict.baseline_digest)
         files[path] = (verdict.model_dump_json(indent=2) + "\n").encode()
-        message = f"{verdict.label} for {verdict.candidate[:12]}"
+        self.write(files, f"{verdict.label} for {verdict.candidate[:12]}")
+
+    def write(self, files: Mapping[str, bytes], message: str) -> None:
+        """Store files on the branch in one commit; nothing happens when all of them are there already.
+
+        Raises:
+            StorageError: The disk refused.
+        """
         for attempt in range(_ATTEMPTS):
             try:
                 self._write(files, message)
                 return
             except NoChangesError:
-                return  # the same evaluation, again
-            except MergeConflictError:  # another process measured the same release at this moment
+                return  # the same, again
+            except MergeConflictError:  # another process wrote the same files at this moment
                 if attempt == _ATTEMPTS - 1:
                     raise
 

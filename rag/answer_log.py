@@ -86,6 +86,14 @@ class Entry(NamedTuple):
     feedback: tuple[Feedback, ...]
 
 
+class Served(NamedTuple):
+    """A logged answer: when it was asked, and whether a reader was against it."""
+
+    asked_at: datetime
+    answer: Answer
+    down: bool = False
+
+
 class AnswerLog:
     """Keeps the answers of one knowledge base and what was said of them, as `settings` say.
 
@@ -109,13 +117,17 @@ class AnswerLog:
         }
         self._engine = open_database(url, steps, durable=False)
 
-    def append(self, answer: Answer) -> None:
-        """Record a served answer, and once in an hour drop those that are too old. Raises StorageError."""
+    def append(self, answer: Answer, asked_at: datetime | None = None) -> None:
+        """Record a served answer, asked now or at a given time; once in an hour drop those too old.
+
+        Raises:
+            StorageError: The database refused.
+        """
         now = datetime.now(UTC)
         row = {
             "id": answer.id,
             "kb": self._kb,
-            "asked_at": now,
+            "asked_at": asked_at or now,
             "ref": answer.release.ref,
             "release_commit": answer.release.commit,
             "abstained": answer.abstained,
@@ -136,6 +148,25 @@ class AnswerLog:
         query = newest_first.where(self._mine).limit(limit)
         with storage_errors(), self._engine.connect() as connection:
             return [Answer.model_validate_json(record) for (record,) in connection.execute(query)]
+
+    def between(self, start: datetime, end: datetime) -> list[Served]:
+        """What was asked from `start` until before `end`, oldest first, and said of it before `end`.
+
+        Raises StorageError.
+        """
+        against = select(_FEEDBACK.c.answer_id).where(
+            _FEEDBACK.c.rating == "down", _FEEDBACK.c.given_at < end
+        )
+        query = (
+            select(_ANSWERS.c.asked_at, _ANSWERS.c.record, _ANSWERS.c.id.in_(against))
+            .where(self._mine, _ANSWERS.c.asked_at >= start, _ANSWERS.c.asked_at < end)
+            .order_by(_ANSWERS.c.asked_at, _ANSWERS.c.id)
+        )
+        with storage_errors(), self._engine.connect() as connection:
+            return [
+                Served(_in_utc(asked), Answer.model_validate_json(record), bool(down))
+                for asked, record, down in connection.execute(query)
+            ]
 
     def answer(self, id: str) -> Answer:
         """One answer. Raises NotFoundError, StorageError."""
