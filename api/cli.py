@@ -20,6 +20,7 @@ from api.cli_ingest import app as ingesting
 from api.cli_prompts import app as prompts
 from api.cli_publishing import app as publishing
 from api.cli_report import app as reporting
+from api.cli_report import simulating
 from api.cli_serve import app as serving
 from api.cli_versions import app as versions
 from api.settings import read_environment, silence
@@ -164,6 +165,7 @@ app.add_typer(golden, name="golden")
 app.add_typer(prompts, name="prompt")
 app.add_typer(serving)
 app.add_typer(reporting, name="report")
+app.add_typer(simulating)
 app.add_typer(versions)
 app.add_typer(publishing)
 app.add_typer(caring)

@@ -3,14 +3,18 @@
 import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api.cli_common import Json, Kb, open_answer_log, open_knowledge_base, print_json
 from knowledge_base.errors import UsageError
 
+if TYPE_CHECKING:
+    from eval.report import Report
+
 app = typer.Typer()
+simulating = typer.Typer()
 Day = Annotated[str, typer.Option("--date", help="The day to report on: today, yesterday, 2026-11-20 (UTC).")]
 
 
@@ -89,6 +93,52 @@ def list_nights(
     for night in found:
         told = f"{', '.join(night['causes'])}: {night['reasons'][0]}" if night["reasons"] else ""
         sys.stdout.write(f"{night['date']}  {night['verdict']:5}  {night['release'][:12]}  {told[:100]}\n")
+
+
+@simulating.command()
+def simulate(
+    output: Annotated[Path, typer.Argument(help="New folder for the copy and the reports.")],
+    days: Annotated[int, typer.Option(min=1, max=366, help="How many days.")] = 14,
+    questions: Annotated[int, typer.Option(min=1, help="Questions a day.")] = 100,
+    drift: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DAY:KIND[:SHARE]; questions: topic, typos, language, truncated, chatty; "
+            "releases: embedder, documents, prompt."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed is another rehearsal.")] = 0,
+    kb: Kb = None,
+    as_json: Json = False,
+) -> None:
+    """Rehearse the nightly report on a copy: days of made-up traffic with drifts of your choice."""
+    from eval.simulate import Drift, Rehearsal, copy_of, rehearse, usual_questions
+    from rag.answer_log import AnswerLog
+
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
+        raise UsageError(f"{output} is not empty.", hint="Name a new folder.")
+    chosen = [Drift.parse(text) for text in drift or []]
+    copy = copy_of(open_knowledge_base(kb), output.resolve() / "kb")
+    log = AnswerLog(f"sqlite:///{output.resolve() / 'answers.sqlite'}")
+    first = _today() - timedelta(days=days - 1)
+    rehearsal = Rehearsal(copy, log, usual_questions(copy), first, questions, seed)
+    put_in = {one.day: one.kind for one in chosen}
+
+    def told(number: int, report: "Report") -> None:
+        if not as_json:
+            said = (
+                f"put in: {put_in.get(number, 'nothing'):10} found: {', '.join(report.causes) or 'nothing'}"
+            )
+            sys.stdout.write(f"day {number:3}  {report.verdict:5}  {said}\n")
+            sys.stdout.flush()
+
+    reports = rehearse(rehearsal, days, chosen, output, told)
+    if as_json:
+        rows = [
+            {"day": day, "drift": put_in.get(day), "verdict": report.verdict, "causes": report.causes}
+            for day, report in enumerate(reports, 1)
+        ]
+        print_json(rows)
 
 
 def _today() -> date:

@@ -233,7 +233,7 @@ def paired_loss(differences: Floats, groups: Blocks, seed: int, resamples: int =
 
 
 def _permute(statistic: Callable[[Floats], Floats], newer: Floats, seed: int, resamples: int) -> Test:
-    """P = (1 + permutations at least as extreme) / (1 + permutations); stops early when it is clear."""
+    """A p-value of (1 + permutations as extreme) / (1 + permutations); stops early when it is clear."""
     observed = float(statistic(newer[None, :])[0])
     random = np.random.default_rng(seed)
     found: list[Floats] = []

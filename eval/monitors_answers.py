@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,12 +24,11 @@ from rag.answer_log import Served
 JUDGED = 200
 """Answers of each window that the judge reads: a language model is paid for each."""
 _TREND_FLOOR = 0.02
-_SLOWER, _GRAVE_SLOWER = math.log(1.5), math.log(3)
 _TRENDS = ("faithfulness", "abstention_rate", "golden_faithfulness", "golden_context_recall")
 
 
 def answers(night: Night) -> Section:
-    """Faithfulness of a sample of both windows, every citation of tonight's, and the trends of sixty nights."""
+    """Faithfulness of a sample of both windows, and every citation of tonight's answers."""
     told = [one for one in night.asked if not one.answer.abstained]
     if not night.asked:
         why = "no answers were logged"
@@ -69,31 +69,26 @@ def answers(night: Night) -> Section:
 
 
 def behaviour(night: Night) -> Section:
-    """How often nothing was answered, readers were against it, a model failed; how long and how dear it was."""
+    """How often there was no answer, a reader against it, a failed model; how slow and dear it was."""
     if not night.asked:
         why = "no answers were logged"
         return Section(monitor="service", title="Service", findings=(insufficient("service", "all", why),))
     old, new = night.asked_before, night.asked
     values = _figures(new)
     was = _figures(old) if old else {}
-    seconds = [max(one.answer.timings_ms.get("total", 0.0), 1.0) for one in (*old, *new)]
-    checks = (
-        ("abstention", [float(one.answer.abstained) for one in (*old, *new)], "the share of questions not answered", (0.05, 0.15)),
-        ("feedback", [float(one.down) for one in (*old, *new)], "the share of answers that readers were against", (0.02, 0.1)),
-        ("errors", [float(bool(one.answer.attempts)) for one in (*old, *new)], "the share of answers with a failed model", (0.02, 0.2)),
-        ("latency", [math.log(value) for value in seconds], "the logarithm of the time to the answer", (_SLOWER, _GRAVE_SLOWER)),
-        ("cost", [one.answer.cost for one in (*old, *new)], "the cost of an answer", (max(0.5 * was.get("cost_per_answer", 0.0), 1e-9), math.inf)),
-    )  # fmt: skip
     findings = [
         compare(
             "service",
-            check,
-            night.sample(found[: len(old)], found[len(old) :]),
-            said,
-            floors,
-            night.seed(check),
+            check.name,
+            night.sample(
+                [check.figure(one) for one in old],
+                [check.figure(one) for one in new],
+            ),
+            check.what,
+            check.floors,
+            night.seed(check.name),
         )
-        for check, found, said, floors in checks
+        for check in _checks(was)
     ]
     rows = [(name, value, was.get(name)) for name, value in values.items()]
     return Section(
@@ -103,6 +98,35 @@ def behaviour(night: Night) -> Section:
         tables=(table("Figures", ("figure", "tonight", "reference"), rows),),
         values=values,
     )
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A figure of every answer: what it is called, how it is read, and the rises that warn and page."""
+
+    name: str
+    figure: Callable[[Served], float]
+    what: str
+    floors: tuple[float, float]
+
+
+def _checks(was: dict[str, float]) -> tuple[_Check, ...]:
+    cost = max(was.get("cost_per_answer", 0.0), 1e-9)
+    return (
+        _Check("abstention", lambda one: one.answer.abstained, "the share of questions not answered",
+(0.05, 0.15)),
+        _Check("feedback", lambda one: one.down, "the share of answers that readers were against",
+               (0.02, 0.1)),
+        _Check("errors", lambda one: bool(one.answer.attempts), "the share of answers with a failed model",
+               (0.02, 0.2)),
+        _Check("latency", _log_time, "the logarithm of the time to the answer", (math.log(1.5), math.log(3))),
+        _Check("cost", lambda one: one.answer.cost, "the cost of an answer", (0.5 * cost, 2 * cost)),
+    )  # fmt: skip
+
+
+def _log_time(one: Served) -> float:
+    """Of the logarithm, so that a few slow answers do not drown the others."""
+    return math.log(max(one.answer.timings_ms.get("total", 0.0), 1.0))
 
 
 def compare(
@@ -126,7 +150,7 @@ def compare(
         said=f"{what} {verb} {abs(test.statistic):.4g} to {mean:.4g}",
         effect=round(test.statistic, 6),
         floor=floors[0],
-        page_floor=None if math.isinf(floors[1]) else floors[1],
+        page_floor=floors[1],
         p=test.p,
         n=new,
         reference_n=old,
@@ -134,7 +158,7 @@ def compare(
 
 
 def trends(night: Night, values: dict[str, float]) -> Section:
-    """Weighted means of the nights since the reference was accepted, with the limits they should keep to."""
+    """Weighted means of the nights since the reference was accepted, and limits they should keep to."""
     findings, charts = [], []
     since = night.reference.accepted.isoformat()
     nights = [one for one in night.history if one["date"] >= since]

@@ -83,7 +83,8 @@ def _section(section: Section) -> str:
         f"<tr><td class='{f.level}'>{f.level}</td>"
         + "".join(
             f"<td>{_text(value)}</td>"
-            for value in (f.check, f.said, cell(f.effect), cell(_from(f)), cell(f.p), f.n or "", f.reference_n or "")
+            for value in (f.check, f.said, cell(f.effect), cell(f.floor or None), cell(f.p),
+                          f.n or "", f.reference_n or "")
         )
         + "</tr>"
         for f in section.findings
@@ -93,10 +94,6 @@ def _section(section: Section) -> str:
     parts += [_chart(chart) for chart in section.charts]
     parts += [_table(one) for one in section.tables if one.rows]
     return f"<section>{''.join(parts)}</section>"
-
-
-def _from(finding: Finding) -> float | None:
-    return finding.floor or None
 
 
 def _chart(chart: Chart) -> str:
