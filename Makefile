@@ -65,6 +65,8 @@ bench: $(VENV)/installed-dev  ## every benchmark (the better part of an hour)
 	$(BIN)/python -m benchmarks.answers
 	$(BIN)/python -m benchmarks.teams
 	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.drift
+	$(BIN)/python -m benchmarks.nights
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -35,10 +35,10 @@ from eval.report import judge_family
 from knowledge_base.embedders import load_embedder
 from knowledge_base.release import EmbedderSettings
 
-NOMINAL, RESAMPLES = 0.05, 199
+NOMINAL, RESAMPLES = 0.05, 99
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
-BLOCKS, LARGE = 60, 200
-"""Paragraphs a side: with up to five questions of each, 300 and 1,000 questions at most."""
+BLOCKS, LARGE = 40, 200
+"""Paragraphs a side: with up to five questions of each, 200 and 1,000 questions at most."""
 Draw = np.random.Generator
 
 
@@ -188,7 +188,7 @@ FIGURES = ("faithfulness", "abstention", "feedback", "latency")
 
 
 def golden(drawn: Draw, lost: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Paired differences of 200 golden questions on 60 documents: noise both ways, and a share that is lost."""
+    """Paired differences of 200 golden questions on 60 documents: noise, and a share that is lost."""
     groups = drawn.integers(0, 60, 200)
     noise = drawn.choice([-1.0, 0, 0, 0, 1.0], 60)[groups] * (drawn.random(200) < 0.5) / 3
     return np.where(drawn.random(200) < lost, -1.0, noise), groups
@@ -331,12 +331,12 @@ def main() -> None:
 
 def run(part: str, pool: Pool, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one part."""
-    designs = {"independent": False, "sessions": True}
+    designs = {"sessions": True, "independent": False}
     if part == "questions":
         return [
             row
             for name, correlated in designs.items()
-            for row in rates(name, aa_questions(pool, arguments.runs, correlated=correlated))
+            for row in rates(name, aa_questions(pool, arguments.runs, correlated=correlated)))
         ]
     if part == "evidently":
         return [

@@ -68,10 +68,14 @@ def reply(request: Request) -> Reply:
     return Reply(said)
 
 
-def documents(version: str) -> dict[str, bytes]:
-    """A version's files by path."""
+def documents(version: str, part: str) -> dict[str, bytes]:
+    """A version's files by path, those whose path holds `part`."""
     root = data_folder() / "docs_dapr_A" / version
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*.md"))}
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in sorted(root.rglob("*.md"))
+        if part in p.as_posix()
+    }
 
 
 def publish(kb: KnowledgeBase, files: dict[str, bytes]) -> str:
@@ -98,16 +102,16 @@ def moved(now: dict[str, bytes], target: dict[str, bytes], share: float) -> dict
     return kept | {path: target[path] for path in chosen if path in target}
 
 
-def start(folder: Path, url: str) -> tuple[Rehearsal, dict[str, bytes]]:
+def start(folder: Path, url: str, part: str) -> tuple[Rehearsal, dict[str, bytes]]:
     """Version 1.10 with golden questions, made from its own sentences."""
     kb = KnowledgeBase.create(folder / "kb", models_folder())
     path = kb.root / "plumbline.toml"
     text = re.sub(r"\[answer\].*?(?=\n\[|\Z)", "", path.read_text(), flags=re.DOTALL)
     path.write_text(text + SETTINGS.format(url=url))
-    files = documents("v1.10")
+    files = documents("v1.10", part)
     sources = Sources(tuple(SourceFile(name, content=content) for name, content in files.items()))
     ingest(kb, sources, IngestOptions(), gate=lambda candidate, live: Judgement("PASS", True))
-    lasting = documents("v1.12")
+    lasting = documents("v1.12", part)
     with_answers = [
         row
         for row in from_corpus(kb.snapshot(), 6 * POOL)
@@ -121,9 +125,9 @@ def start(folder: Path, url: str) -> tuple[Rehearsal, dict[str, bytes]]:
     return Rehearsal(kb, log, asked, date(2026, 10, 1), PER_DAY), files
 
 
-def run(folder: Path, url: str, output: Path, nights: int) -> list[dict[str, Any]]:
+def run(folder: Path, url: str, output: Path, nights: int, part: str) -> list[dict[str, Any]]:
     """One row for each night."""
-    rehearsal, files = start(folder, url)
+    rehearsal, files = start(folder, url, part)
     kb, faults, rows = rehearsal.knowledge_base, {fault.day: fault for fault in FAULTS}, []
     for number in range(1 - WARM_UP_DAYS, 1):
         rehearsal.serve(number)
@@ -131,7 +135,7 @@ def run(folder: Path, url: str, output: Path, nights: int) -> list[dict[str, Any
         started = time.perf_counter()
         fault, said = faults.get(night), ""
         if night in MOVES:
-            files = moved(files, documents(MOVES[night][0]), MOVES[night][1])
+            files = moved(files, documents(MOVES[night][0], part), MOVES[night][1])
             said = publish(kb, files)
         if fault and fault.kind in RELEASE_DRIFTS:
             rehearsal.spoil(fault)
@@ -203,12 +207,19 @@ def main() -> None:
     """Print a line for each night, and what was right."""
     made = parser(__doc__ or "")
     made.add_argument("--nights", type=int, default=NIGHTS)
+    made.add_argument("--part", default="", help="only documents whose path holds this, for a quick look")
     made.add_argument("--output", type=Path, help="folder to keep the reports in")
     made.add_argument("--chart", type=Path, help="SVG to draw")
     arguments = made.parse_args()
     with scratch() as folder, scripted_server() as server:
         server.script = reply
-        rows = run(Path(folder), server.url, arguments.output or Path(folder) / "out", arguments.nights)
+        rows = run(
+            Path(folder),
+            server.url,
+            arguments.output or Path(folder) / "out",
+            arguments.nights,
+            arguments.part,
+        )
     if arguments.chart:
         draw(rows, arguments.chart)
     if arguments.json:

@@ -1,7 +1,7 @@
 """The nightly report: every monitor runs, their tests are judged as one family, alarms get causes."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -93,9 +93,15 @@ def write_report(
     """
     night = Night.of(knowledge_base, answer_log, day, ref)
     try:
-        report = measure(night)
+        report = conclude(night, run_monitors(night))
     finally:
         night.close()
+    publish(knowledge_base, report, output)
+    return report
+
+
+def publish(knowledge_base: KnowledgeBase, report: Report, output: Path) -> None:
+    """Write a report's files into `output`, and keep it in the history. Raises StorageError."""
     content = (json.dumps(report.as_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     files = {
         "report.json": content,
@@ -106,13 +112,17 @@ def write_report(
     }
     for name, written in files.items():
         write_bytes(output / name, written)
-    Nights(knowledge_base).keep(day, content)
-    return report
+    Nights(knowledge_base).keep(date.fromisoformat(report.date), content)
 
 
-def measure(night: Night) -> Report:
-    """Every monitor's findings on one night, judged together."""
-    sections = [_guarded(name, monitor, night) for name, monitor in MONITORS.items()]
+def run_monitors(night: Night, names: Iterable[str] = MONITORS) -> list[Section]:
+    """What each monitor of that name finds, in order; all of them by default."""
+    return [_guarded(name, MONITORS[name], night) for name in names]
+
+
+def conclude(night: Night, measured: Sequence[Section]) -> Report:
+    """The report of one night: every monitor's section, their tests judged together, causes named."""
+    sections = list(measured)
     values = {name: value for section in sections for name, value in section.values.items()}
     sections.insert(-1, monitors_answers.trends(night, values))
     findings = [finding for section in sections for finding in section.findings]
@@ -126,7 +136,7 @@ def measure(night: Night) -> Report:
         section.model_copy(update={"findings": tuple(f for f in findings if _home(f, named) == name)})
         for name, section in named.items()
     )
-    return _conclude(night, grouped, values, len(tests))
+    return _summed_up(night, grouped, values, len(tests))
 
 
 def _home(finding: Finding, sections: Mapping[str, Section]) -> str:
@@ -161,7 +171,7 @@ def judge_family(findings: list[Finding]) -> list[Finding]:
     return judged
 
 
-def _conclude(night: Night, sections: tuple[Section, ...], values: dict[str, float], tests: int) -> Report:
+def _summed_up(night: Night, sections: tuple[Section, ...], values: dict[str, float], tests: int) -> Report:
     last = night.last_release
     made = Report(
         date=night.day.isoformat(),

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,12 @@ from eval.golden import load_golden, parse_golden
 from eval.judge import faithfulness
 from eval.measure import Measurement
 from eval.metrics import Measures, citation_validity
-from eval.report import write_report
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.errors import DamagedError, SettingsError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.lifecycle import Judgement
-from rag.answer import Answer, ReleaseRef
+from rag.answer import Answer
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
 from rag.support import SUPPORT_THRESHOLD, claims, support
