@@ -336,7 +336,7 @@ def run(part: str, pool: Pool, arguments: argparse.Namespace) -> list[dict[str, 
         return [
             row
             for name, correlated in designs.items()
-            for row in rates(name, aa_questions(pool, arguments.runs, correlated=correlated)))
+            for row in rates(name, aa_questions(pool, arguments.runs, correlated=correlated))
         ]
     if part == "evidently":
         return [
