@@ -59,6 +59,8 @@ def _ungated(night: Night) -> str:
     kb, release = night.knowledge_base, night.served.commit
     if kb.repository.get_commit(release).metadata.get("verdict") != NO_GATE:
         return ""
+    if night.reference.until is not None and night.reference.release == release:
+        return ""  # somebody has said since then, with a reason, that it is the normal
     told = f"{release[:12]} was published without the gate ({NO_GATE})"
     before = release_before(kb, release)
     if not before or not night.verdict.golden:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.drift_statistics import paired_loss
-from eval.findings import Chart, Finding, Section, insufficient, table
+from eval.findings import Chart, Finding, Level, Section, insufficient, table
+from eval.gate import ZERO_TOLERANCE, Verdict
 from eval.golden import GoldenQuestion, load_golden
 from eval.monitors_release import documents_changed_by
 from eval.night_inputs import Night
@@ -102,7 +103,7 @@ def retrieval(night: Night) -> Section:
     values = {f"golden_{m.name}": m.candidate for m in night.verdict.metrics if m.candidate is not None}
     metrics = [(m.name, m.candidate, m.baseline, m.delta, m.n) for m in night.verdict.metrics]
     tables.append(table("Metrics", ("metric", "served", "reference", "change", "questions"), metrics))
-    if old is not None and night.normal.answers_digest != night.served.answers_digest:
+    if old is not None and not night.at_reference:
         findings += _paired(night, new, old)
         changed = _changed_questions(night, new, old)
         values["golden_mean_jaccard"] = float(np.mean([row[1] for row in changed]))
@@ -128,14 +129,31 @@ def retrieval(night: Night) -> Section:
 
 
 def _gate(night: Night) -> Finding:
-    """The gate's own verdict, now and against the reference."""
+    """The gate's own verdict against the reference."""
     verdict = night.verdict
+    if night.at_reference:
+        return _alone(verdict)
     level = {"FAIL": "page", "INCONCLUSIVE": "warn", "INCOMPLETE": "blind"}.get(verdict.status, "ok")
     told = "; ".join(verdict.reasons[:3])
     said = f"{verdict.status} on {verdict.questions} questions" + (f": {told}" if told else "")
     return Finding.model_validate(
         {"monitor": "retrieval", "check": "gate", "level": level, "said": said, "n": verdict.questions}
     )
+
+
+def _alone(verdict: Verdict) -> Finding:
+    """What the gate finds without comparing: the served release answers as the reference does.
+
+    The verdict may still say how either compares with the release before; that is not this night's news.
+    """
+    broken = [m.name for m in verdict.metrics if m.name in ZERO_TOLERANCE and (m.candidate or 0.0) < 1]
+    said = f"{verdict.questions} questions; the served release answers as the reference"
+    level: Level = "page" if broken else "blind" if verdict.status == "INCOMPLETE" else "ok"
+    if broken:
+        said += "; " + "; ".join(ZERO_TOLERANCE[name] for name in broken)
+    elif level == "blind":
+        said += "; " + "; ".join(verdict.reasons[:3])
+    return Finding(monitor="retrieval", check="gate", level=level, said=said, n=verdict.questions)
 
 
 def _index_recall(night: Night, rows: Sequence[GoldenQuestion]) -> list[Finding]:

@@ -76,6 +76,11 @@ class Night:
         return self.knowledge_base.release(self.reference.release)
 
     @cached_property
+    def at_reference(self) -> bool:
+        """Whether the served release answers as the reference's does. Raises NotFoundError, DamagedError."""
+        return self.normal.answers_digest == self.served.answers_digest
+
+    @cached_property
     def passages(self) -> NDArray[np.int64]:
         """Numbers of the served release's live passages."""
         return np.flatnonzero(self.engine.snapshot.live)

@@ -97,7 +97,10 @@ def post(report: "Report", url: str) -> None:
         urllib.request.urlopen(request, timeout=_WEBHOOK_SECONDS).close()
     except (OSError, ValueError) as error:
         # The URL itself is a secret: it is not repeated.
-        reason = error.code if isinstance(error, urllib.error.HTTPError) else type(error).__name__
+        reason: object = type(error).__name__
+        if isinstance(error, urllib.error.HTTPError):
+            reason = error.code
+            error.close()
         raise UnavailableError(
             f"The webhook did not take the report: {reason}.", hint="The report itself is written."
         ) from error

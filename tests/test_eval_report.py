@@ -3,6 +3,7 @@
 import http.server
 import json
 import random
+import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -137,6 +138,18 @@ def test_lost_documents_page_and_are_laid_at_the_corpus(
     assert "NO-GATE" in told and "FAIL" in told and "context_recall fell by" in told
 
 
+def test_an_accepted_release_is_no_news_any_more(
+    golden: KnowledgeBase, sources: Path, log: AnswerLog, tmp_path: Path
+) -> None:
+    write_report(golden, log, tmp_path, day=DAY - timedelta(days=2))
+    (sources / "install.md").unlink()
+    ingest(golden, list_sources([str(sources)]), IngestOptions(prune=True))
+    assert write_report(golden, log, tmp_path, day=DAY - timedelta(days=1)).verdict == "PAGE"
+    Nights(golden).accept("main", DAY - timedelta(days=1), "there is no installer any more")
+    report = write_report(golden, log, tmp_path, day=DAY)
+    assert (report.verdict, report.reasons) == ("OK", ())
+
+
 def test_another_embedder_under_the_same_name_pages(
     golden: KnowledgeBase, log: AnswerLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,13 +184,10 @@ def test_a_report_that_measured_nothing_is_blind(
 def test_a_monitor_that_cannot_run_is_blind_not_silent(
     golden: KnowledgeBase, log: AnswerLog, tmp_path: Path
 ) -> None:
-    (golden.root / "golden" / "main.jsonl").write_text("")
-    Nights(golden).accept("main", DAY - timedelta(days=1), "to compare with")
-    log.close()
-    broken = AnswerLog(f"sqlite:///{tmp_path / 'other.sqlite'}")
-    (tmp_path / "other.sqlite").write_bytes(b"no database")
-    report = write_report(golden, broken, tmp_path / "out", day=DAY)
-    broken.close()
+    with sqlite3.connect(tmp_path / "answers.sqlite") as database:
+        database.execute("drop table answers")
+    database.close()
+    report = write_report(golden, log, tmp_path / "out", day=DAY)
     assert report.verdict == "BLIND"
     assert {"queries", "answers", "service"} <= {a.monitor for a in report.alarms if a.level == "blind"}
 
