@@ -77,8 +77,9 @@ def _run(served: "Host", listening: "socket.socket", linger: float) -> None:
         leave = float("inf")
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if sig == signal.SIGTERM and not served.draining:
-                served.draining, self.leave = True, time.monotonic() + linger
+            if sig == signal.SIGTERM:  # a second one ends the lingering
+                self.leave = time.monotonic() + (0 if served.draining else linger)
+                served.draining = True
             else:
                 super().handle_exit(sig, frame)
 

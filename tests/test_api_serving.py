@@ -22,6 +22,7 @@ from knowledge_base.home import KnowledgeBase
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
 from tests.lakefs_server import Fault, LakeFSServer
+from tests.openai_server import Reply, scripted_server
 from tests.running import RAG, rag_serve, running
 
 PORT_QUESTION = {"question": "What is the default port of the server?"}
@@ -57,24 +58,41 @@ def test_a_rollback_by_another_process_is_served_within_a_second(
 
 
 def test_sigterm_says_so_first_and_finishes_what_is_under_way(knowledge_base: KnowledgeBase) -> None:
-    with (
-        rag_serve(knowledge_base.root, "--linger", "2") as (process, url),
-        httpx.Client(timeout=30) as client,
-    ):
-        process.send_signal(signal.SIGTERM)
-        while (ready := client.get(f"{url}/readyz")).status_code == 200:
-            time.sleep(0.02)
-        assert (ready.status_code, ready.json()["status"]) == (503, "draining")
-        under_way: list[int] = []
+    asked, told = threading.Event(), threading.Event()
+    answers: list[httpx.Response] = []
 
-        def ask() -> None:
-            under_way.append(httpx.post(f"{url}/v1/query", json=PORT_QUESTION, timeout=30).status_code)
+    def reply(_: object) -> Reply:
+        asked.set()
+        told.wait(120)
+        return Reply("The default port of the server is 8420 [1].")
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        thread.join()
-        assert under_way == [200], "it still answers"
-        assert process.wait(30) == 0
+    with scripted_server() as model:
+        model.script = reply
+        settings = f'[answer]\nmodel = "openai:tiny"\nbase_url = "{model.url}"\ntimeout_seconds = 120\n'
+        (knowledge_base.root / "plumbline.toml").write_text(settings)
+        ingest(knowledge_base, list_sources([]), IngestOptions())
+        with rag_serve(knowledge_base.root, "--linger", "600") as (process, url):
+
+            def ask() -> None:
+                answers.append(httpx.post(f"{url}/v1/query", json=PORT_QUESTION, timeout=120))
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            assert asked.wait(120)
+            process.send_signal(signal.SIGTERM)
+            while (ready := httpx.get(f"{url}/readyz", timeout=60)).status_code == 200:
+                time.sleep(0.02)
+            assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+            assert httpx.post(f"{url}/v1/search", json=PORT_QUESTION, timeout=60).status_code == 200
+            process.send_signal(signal.SIGTERM)  # lingers no longer
+            with pytest.raises(httpx.TransportError):
+                while True:
+                    httpx.get(f"{url}/readyz", timeout=60)
+            assert process.poll() is None and not answers
+            told.set()
+            thread.join()
+            assert [answer.status_code for answer in answers] == [200]
+            assert process.wait(60) == 0
 
 
 @pytest.fixture
