@@ -9,12 +9,13 @@ from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.access import Reader
+from api.access import Reader, Session
 from api.problems import problem_of
+from api.request_context import answered
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Context, Event, ReleaseRef, Turn
-from rag.answer_log import AnswerLog, Feedback
+from rag.answer_log import Feedback
 from rag.filters import parse_conditions
 
 _LOG = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ def answering_routes() -> APIRouter:
         given: dict[str, Any] = {"history": body.history, "where": parse_conditions(body.where)}
         if not body.stream:
             answer = engine.ask(body.question, body.top_k, **given)
-            record(at.answer_log, answer)
+            record(at, answer)
             return answer
         events = begin(engine.stream(body.question, body.top_k, **given))
-        lines = as_events(events, lambda answer: record(at.answer_log, answer))
+        lines = as_events(events, lambda answer: record(at, answer))
         return stream_response(lines, engine.release_ref)
 
     @router.post("/search")
@@ -89,10 +90,11 @@ def answering_routes() -> APIRouter:
     return router
 
 
-def record(answer_log: AnswerLog, answer: Answer) -> None:
-    """Log an answer; a log that fails does not fail the answer."""
+def record(at: Session, answer: Answer) -> None:
+    """Log and count an answer; a log that fails does not fail the answer."""
+    answered(at.name, answer)
     try:
-        answer_log.append(answer)
+        at.answer_log.append(answer)
     except PlumblineError as error:
         _LOG.warning("answer %s not logged: %s", answer.id, error.message)
 

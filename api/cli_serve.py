@@ -13,6 +13,8 @@ from knowledge_base.errors import UsageError
 if TYPE_CHECKING:
     import socket
 
+    from fastapi import FastAPI
+
     from api.hosting import Host, Hosted
 
 app = typer.Typer()
@@ -29,6 +31,9 @@ def serve(
         list[str] | None,
         typer.Option("--kb", help="DIR, lakefs://REPOSITORY or NAME=either; may be given several times."),
     ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="Server file: limits, logs, browsers (default: PLUMBLINE_SERVER).")
+    ] = None,
     linger: Annotated[
         float,
         typer.Option(
@@ -38,7 +43,15 @@ def serve(
 ) -> None:
     """Serve the HTTP API: POST /v1/query, POST /v1/search, GET /readyz."""
     from api.hosting import Host
+    from api.logs import configure_logging
+    from api.serve_settings import read_serve_settings
+    from api.server import create_app
+    from api.tracing import Tracing
 
+    environment = read_environment()
+    chosen = read_serve_settings(settings or environment.server)
+    tracing = Tracing(wanted=environment.tracing, contents=chosen.log_questions)
+    configure_logging()
     served = Host(map(_hosted, kb or ("",)))
     listening = _listen(host, port)
     shown, number = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
@@ -46,7 +59,8 @@ def serve(
         release = one.live.engine().release_ref.commit[:12]
         sys.stderr.write(f"Serving {release} of {one.name} on http://{shown}:{number}\n")
     sys.stderr.write("Ctrl-C stops.\n")
-    _run(served, listening, linger)
+    application = create_app(served, gate_token=environment.gate_token, settings=chosen, tracing=tracing)
+    _run(served, application, listening, linger)
 
 
 def _hosted(given: str) -> "Hosted":
@@ -61,15 +75,13 @@ def _hosted(given: str) -> "Hosted":
     return Hosted(name or opened.root.name, opened, Live(opened), open_answer_log(opened))
 
 
-def _run(served: "Host", listening: "socket.socket", linger: float) -> None:
+def _run(served: "Host", application: "FastAPI", listening: "socket.socket", linger: float) -> None:
     """Serve until a signal; at SIGTERM stay for `linger` seconds, then finish what is under way."""
     import signal
     import time
     from types import FrameType
 
     import uvicorn
-
-    from api.server import create_app
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         """uvicorn's stops listening the moment it is told to: a load balancer would learn it from errors."""
@@ -86,8 +98,13 @@ def _run(served: "Host", listening: "socket.socket", linger: float) -> None:
         async def on_tick(self, counter: int) -> bool:
             return await super().on_tick(counter) or time.monotonic() > self.leave
 
-    application = create_app(served, gate_token=read_environment().gate_token)
-    config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=_DRAIN_SECONDS)
+    config = uvicorn.Config(
+        application,
+        log_config=None,  # ours, as JSON
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
     Server(config).run(sockets=[listening])
 
 

@@ -21,7 +21,6 @@ from api.problems import problem_of
 from knowledge_base.errors import NotFoundError, PlumblineError, UsageError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Event, Turn
-from rag.answer_log import AnswerLog
 
 
 class Part(BaseModel):
@@ -77,12 +76,12 @@ def openai_routes() -> APIRouter:
         links = str(request.base_url)
         if not body.stream:
             answer = engine.ask(question, history=history)
-            record(at.answer_log, answer)
+            record(at, answer)
             headers = {RELEASE_HEADER: engine.release_ref.commit}
             return JSONResponse(_whole(body.model, answer, links), headers=headers)
         events = begin(engine.stream(question, history=history))
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        lines = _chunks(body.model, events, links, at.answer_log, usage)
+        lines = _chunks(body.model, events, links, at, usage)
         return stream_response(lines, engine.release_ref)
 
     return router
@@ -128,9 +127,7 @@ def _whole(model: str, answer: Answer, links: str) -> dict[str, Any]:
     }
 
 
-def _chunks(
-    model: str, events: Iterator[Event], links: str, answer_log: AnswerLog, usage: bool
-) -> Iterator[str]:
+def _chunks(model: str, events: Iterator[Event], links: str, at: Session, usage: bool) -> Iterator[str]:
     name = f"stream-{time.time_ns():x}"
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **extra: Any) -> str:
@@ -148,7 +145,7 @@ def _chunks(
                     {"content": f"\n\n({event.attempt.model} failed; what stands above does not count.)\n\n"}
                 )
             elif event.event == "done":
-                record(answer_log, event.answer)
+                record(at, event.answer)
                 annotations = _annotations(event.answer, links)
                 yield chunk({"annotations": annotations}, "stop", plumbline=event.answer.as_json())
                 if usage:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from api.request_context import REQUEST_ID
 from knowledge_base.errors import (
     AlreadyExistsError,
     DirtyBranchError,
@@ -62,6 +63,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     hint: str
+    request_id: str
 
 
 _PROBLEM = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
@@ -113,6 +115,7 @@ def problem(status: int, kind: str, detail: str, hint: str) -> dict[str, Any]:
         "status": status,
         "detail": detail,
         "hint": hint,
+        "request_id": REQUEST_ID.get(),
     }
 
 

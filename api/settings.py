@@ -21,7 +21,8 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
 }
 _PREFIX = "PLUMBLINE_"
-_KNOWN = {"KB", "CACHE", "ANSWER_LOG", "DEBUG", "INDEX", "INDEX_HEADER", "GATE_TOKEN"}
+_KNOWN = {"KB", "CACHE", "ANSWER_LOG", "DEBUG", "INDEX", "INDEX_HEADER", "GATE_TOKEN", "SERVER"}
+_TRACING = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _FOR_TESTS = ("DATA", "TEST_")
 
 
@@ -36,6 +37,8 @@ class Environment:
     index: str | None = None
     index_header: str = ""
     gate_token: str | None = None
+    server: Path | None = None
+    tracing: bool = False
 
 
 def silence() -> None:
@@ -70,4 +73,6 @@ def read_environment(values: Mapping[str, str] | None = None) -> Environment:
         index=own.get("INDEX") or None,
         index_header=own.get("INDEX_HEADER", ""),
         gate_token=own.get("GATE_TOKEN") or None,
+        server=Path(own["SERVER"]) if own.get("SERVER") else None,
+        tracing=any(values.get(name) for name in _TRACING),
     )

@@ -116,7 +116,9 @@ class Chain:
             try:
                 steps = self._extract(under) if settings.model == EXTRACTIVE else self._ask(under, settings)
                 for step in steps:
-                    spoken = spoken or isinstance(step, Text)
+                    if isinstance(step, Text) and not spoken:
+                        spoken = True
+                        under.timings.setdefault("first_text", _milliseconds(started))
                     yield Done(answer=finish(step.answer)) if isinstance(step, Done) else step
                 return
             except (ModelError, MissingExtraError) as error:

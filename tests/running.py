@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,17 +38,19 @@ def rag_serve(root: Path, *options: str) -> Iterator[tuple[subprocess.Popen[byte
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [*RAG, "serve", "--kb", str(root), "--port", str(port), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            assert process.poll() is None, process.communicate()
-            try:
-                httpx.get(f"{url}/readyz", timeout=30).raise_for_status()
-                break
-            except httpx.TransportError:
-                threading.Event().wait(0.1)
-        yield process, url
-    finally:
-        process.kill()
-        process.communicate()
+    # Not into a pipe: nobody reads it, and a server that writes a line for each request would fill it.
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while True:
+                assert process.poll() is None, (log.seek(0), log.read())
+                try:
+                    httpx.get(f"{url}/readyz", timeout=30).raise_for_status()
+                    break
+                except httpx.TransportError:
+                    threading.Event().wait(0.1)
+            yield process, url
+        finally:
+            process.kill()
+            process.wait()

@@ -81,10 +81,10 @@ def _add_asking(router: APIRouter) -> None:
         engine = at.engine(ref)
         if "text/event-stream" in request.headers.get("accept", "") and not against:
             events = begin(engine.stream(question))
-            return stream_response(as_events(events, lambda made: record(at.answer_log, made)))
+            return stream_response(as_events(events, lambda made: record(at, made)))
         made = [engine.ask(question)] + ([at.engine(against).ask(question)] if against else [])
         for one in made:
-            record(at.answer_log, one)
+            record(at, one)
         try:
             for one in made:
                 at.answer(one.id)

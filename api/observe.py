@@ -1,0 +1,144 @@
+"""What a server tells about itself in numbers: /metrics, in the words of Prometheus.
+
+Names follow prometheus.io/docs/practices/naming: base units, `_total` for counters, and no label whose values
+a client could choose, since every value is a series that stays.
+"""
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from api.access import Visitor
+from api.hosting import Host
+from knowledge_base.release import EXTRACTIVE
+from rag.answer import Answer
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self, host: Host) -> None:
+        self.registry = made = CollectorRegistry()
+        ProcessCollector(namespace="plumbline", registry=made)
+        made.register(_Releases(host))
+        self._requests = Histogram(
+            "plumbline_http_request_duration_seconds",
+            "Time to the last byte of a response.",
+            ("method", "route", "status"),
+            buckets=_SECONDS,
+            registry=made,
+        )
+        self.in_progress = Gauge(
+            "plumbline_http_requests_in_progress", "Requests not answered yet.", registry=made
+        )
+        self.queued = Gauge(
+            "plumbline_http_requests_queued", "Requests that wait for a place.", registry=made
+        )
+        self.refused = Counter(
+            "plumbline_http_requests_refused_total",
+            "Requests that met a limit: body, slow, rate, busy or time.",
+            ("reason",),
+            registry=made,
+        )
+        self._answers = Counter(
+            "plumbline_answers_total", "Answers: answered or abstained.", ("kb", "outcome"), registry=made
+        )
+        self._retrieval = Histogram(
+            "plumbline_retrieval_duration_seconds",
+            "Time to find the passages of an answer.",
+            ("kb",),
+            buckets=_SECONDS,
+            registry=made,
+        )
+        self._answering = Histogram(
+            "plumbline_answer_duration_seconds",
+            "Time to an answer, retrieval included.",
+            ("kb",),
+            buckets=_SECONDS,
+            registry=made,
+        )
+        self._first_text = Histogram(
+            "plumbline_llm_time_to_first_text_seconds",
+            "Time from the question to the first checked sentence of a language model.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=made,
+        )
+        self._tokens = Counter(
+            "plumbline_llm_tokens_total", "Language-model tokens.", ("direction", "model"), registry=made
+        )
+        self._cost = Counter(
+            "plumbline_llm_cost_total", "What they cost at the release's prices.", ("model",), registry=made
+        )
+        self._failures = Counter(
+            "plumbline_llm_failures_total",
+            "Times that a model was asked and failed.",
+            ("model",),
+            registry=made,
+        )
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered; `route` is the template, never the path itself."""
+        known = method if method in _METHODS else "other"
+        self._requests.labels(known, route, str(status)).observe(seconds)
+
+    def answer(self, kb: str, answer: Answer) -> None:
+        """Count an answer."""
+        self._answers.labels(kb, "abstained" if answer.abstained else "answered").inc()
+        for name, histogram in (("retrieve", self._retrieval), ("total", self._answering)):
+            if name in answer.timings_ms:
+                histogram.labels(kb).observe(answer.timings_ms[name] / 1000)
+        for attempt in answer.attempts:
+            self._failures.labels(attempt.model).inc()
+        if answer.model == EXTRACTIVE:
+            return
+        if "first_text" in answer.timings_ms:
+            self._first_text.labels(answer.model).observe(answer.timings_ms["first_text"] / 1000)
+        self._tokens.labels("input", answer.model).inc(answer.usage.input_tokens)
+        self._tokens.labels("output", answer.model).inc(answer.usage.output_tokens)
+        self._cost.labels(answer.model).inc(answer.cost)
+
+
+class _Releases(Collector):
+    """What is served at the moment somebody looks."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, one sample for each knowledge base."""
+        info = GaugeMetricFamily(
+            "plumbline_serving_release_info", "What is served: always 1.", labels=("kb", "commit", "embedder")
+        )
+        stale = GaugeMetricFamily(
+            "plumbline_serving_stale", "1 while main's newest release cannot be opened.", labels=("kb",)
+        )
+        documents = GaugeMetricFamily("plumbline_documents", "Documents of what is served.", labels=("kb",))
+        chunks = GaugeMetricFamily("plumbline_chunks", "Chunks of what is served.", labels=("kb",))
+        for one in self._host:
+            engine = one.live.engine()
+            embedder = engine.release.settings.embedder.model
+            info.add_metric((one.name, engine.release_ref.commit, embedder), 1)
+            stale.add_metric((one.name,), float(bool(one.live.problem)))
+            documents.add_metric((one.name,), engine.release.manifest.documents)
+            chunks.add_metric((one.name,), engine.release.manifest.chunks)
+        yield from (info, stale, documents, chunks)
+
+
+def metrics_routes(metrics: Metrics) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def read_metrics(_: Visitor) -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
