@@ -29,8 +29,9 @@ _SERVER_ERROR = 500
 class RequestSpan:
     """The span of a request; one that is not traced forgets what it is told."""
 
-    def __init__(self, span: "Span | None") -> None:
+    def __init__(self, span: "Span | None", method: str = "") -> None:
         self._span = span
+        self._method = method
 
     def finish(self, route: str, status: int) -> None:
         """Say what the request turned out to be."""
@@ -39,7 +40,7 @@ class RequestSpan:
         from opentelemetry.trace import StatusCode
 
         self._span.set_attributes({"http.route": route, "http.response.status_code": status})
-        self._span.update_name(f"{self._span.attributes['http.request.method']} {route}")  # type: ignore[attr-defined]
+        self._span.update_name(f"{self._method} {route}")
         if status >= _SERVER_ERROR:
             self._span.set_status(StatusCode.ERROR)
 
@@ -70,7 +71,7 @@ class Tracing:
         with self._tracer.start_as_current_span(
             scope["method"], caller, kind=SpanKind.SERVER, attributes=about
         ) as span:
-            yield RequestSpan(span)
+            yield RequestSpan(span, scope["method"])
 
     def answer(self, kb: str, answer: Answer) -> None:
         """The spans of an answer that was just made, from the times that it carries."""

@@ -112,7 +112,7 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(serve: Serve) ->
 def test_no_client_gets_more_than_its_rate(per_minute: int, pauses: list[float]) -> None:
     now = 1000.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits.time, "monotonic", lambda: now)
+        patch.setattr("api.limits.time.monotonic", lambda: now)
         rate = limits._Rate(per_minute)
         allowed = 0
         for pause in pauses:
