@@ -2,66 +2,56 @@
 
 A route asks for `Reader`, `Writer` or `Admin` and gets a `Session`: one knowledge base of the server as one
 caller sees it. `Session.engine` is the only way to a release, so what a caller may not read is left out
-there, once, for every route.
+there, once, for every route. Every change that is asked for is written down before it is made.
 """
 
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.audit import STARTED
 from api.hosting import Host, Hosted
 from api.idempotency import Replies
 from api.jobs import Jobs, Runner
-from knowledge_base.errors import ForbiddenError, NotFoundError, PlumblineError
+from api.keys import Caller, Keys, Role
+from knowledge_base.errors import (
+    ForbiddenError,
+    NotFoundError,
+    PlumblineError,
+    StorageError,
+    UnauthenticatedError,
+)
 from knowledge_base.home import MAIN, KnowledgeBase
 from rag.answer import Answer
 from rag.answer_log import NO_ANSWER, AnswerLog
 from rag.engine import Engine
 
-Role = Literal["reader", "writer", "admin"]
-ROLES: tuple[Role, ...] = ("reader", "writer", "admin")
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks: `groups` decide which documents they see, no `knowledge_bases` means all of the server.
-
-    Each role may do what those before it may: a reader asks, a writer changes documents and releases, an
-    admin manages keys and sees every document.
-    """
-
-    key_id: str
-    name: str
-    role: Role
-    groups: frozenset[str] = frozenset()
-    knowledge_bases: frozenset[str] = frozenset()
-
-    def may(self, role: Role) -> bool:
-        """Whether they may do what needs that role."""
-        return ROLES.index(self.role) >= ROLES.index(role)
-
-    def may_use(self, knowledge_base: str) -> bool:
-        """Whether they may use the knowledge base of that name."""
-        return not self.knowledge_bases or knowledge_base in self.knowledge_bases
-
-    @property
-    def sees_all(self) -> bool:
-        """Whether no document is hidden from them."""
-        return self.role == "admin"
-
+_LOG = logging.getLogger(__name__)
 
 LOCAL = Caller(key_id="", name="local", role="admin")
 """Whoever asks from this machine while no key was ever created."""
+ANYONE = Caller(key_id="", name="anyone", role="reader")
+"""Whoever asks without a key where none is needed: of documents they see those that are open to all."""
+COOKIE = "plumbline_key"
+"""Carries the key of a browser that logged in: HttpOnly, SameSite=Strict."""
+
+_PROXIED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 @dataclass(frozen=True)
 class Session:
-    """One knowledge base as one caller sees it."""
+    """One knowledge base as one caller sees it; `about` is what the audit log will say of the request."""
 
     hosted: Hosted
     caller: Caller
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -93,6 +83,10 @@ class Session:
         """What was replied to requests with an Idempotency-Key."""
         return self.hosted.replies
 
+    def require(self, role: Role) -> None:
+        """Refuse whoever has not that role. Raises ForbiddenError."""
+        _require(self.caller, role)
+
     def engine(self, ref: str = MAIN) -> Engine:
         """The release that `ref` names, without the documents that are closed to the caller.
 
@@ -105,6 +99,13 @@ class Session:
         if self.caller.sees_all:
             return engine
         return engine.seen_by(self.caller.groups, self.hosted.live.engine().snapshot.access)
+
+    def sees_all_of(self, ref: str = MAIN) -> bool:
+        """Whether no document of a release is hidden from the caller. Raises as `engine`."""
+        if self.caller.sees_all:
+            return True
+        seen, whole = self.engine(ref).snapshot, self.hosted.live.engine(ref).snapshot
+        return len(seen.paths) == len(whole.paths)
 
     def answer(self, id: str) -> Answer:
         """An answer of the log, unless it rests on a document that is closed to the caller.
@@ -153,29 +154,143 @@ class Visit:
             raise NotFoundError("knowledge base", name, hint=f"There is {', '.join(theirs)}.")
         return theirs[name]
 
+    @property
+    def keys(self) -> Keys:
+        """The keys of the server, for whoever may manage those of all its knowledge bases.
 
-def _visitor(role: Role) -> Callable[[Request], Visit]:
-    def visit(request: Request) -> Visit:
-        return Visit(request.app.state.host, LOCAL)
+        Raises ForbiddenError.
+        """
+        _require(self.caller, "admin")
+        if self.caller.knowledge_bases:
+            raise ForbiddenError(
+                "Managing keys needs an admin's key for every knowledge base.",
+                hint="This one is for " + ", ".join(sorted(self.caller.knowledge_bases)) + ".",
+            )
+        return self.host.keys
 
-    return visit
 
+# -- who it is ---------------------------------------------------------------------------------
+
+
+def identify(request: Request, keys: Keys) -> Caller:
+    """Who asks: by their key, or from this machine while there is none. Raises UnauthenticatedError."""
+    scheme, _, presented = request.headers.get("authorization", "").partition(" ")
+    if scheme:
+        if scheme.lower() != "bearer":
+            raise UnauthenticatedError("Not a bearer token.", hint="Send Authorization: Bearer plk_...")
+        return keys.caller(presented.strip())
+    if cookie := request.cookies.get(COOKIE):
+        if request.method not in _SAFE and not _from_own_page(request):
+            raise UnauthenticatedError("A page of another site sent this.", hint="Log in again.")
+        return keys.caller(cookie)
+    if keys.exist():
+        raise UnauthenticatedError("A key is needed.", hint="Send Authorization: Bearer plk_...")
+    if not _from_this_machine(request):
+        raise UnauthenticatedError(
+            "Without keys only this machine is answered.", hint="Create one there: `rag key create NAME`."
+        )
+    return LOCAL
+
+
+def _from_this_machine(request: Request) -> bool:
+    """Loopback, by a loopback name, through no proxy that says so, from no page of another site."""
+    client = request.client.host if request.client else ""
+    return (
+        is_loopback(client)
+        and is_loopback(request.url.hostname or "")
+        and not any(name in request.headers for name in _PROXIED)
+        and _from_own_page(request)
+    )
+
+
+def _from_own_page(request: Request) -> bool:
+    """Whether a program sent it, or a page of this server: browsers say whose page it was."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        return False
+    return request.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can only mean this machine."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _require(caller: Caller, role: Role) -> None:
+    if not caller.may(role):
+        raise ForbiddenError(
+            f"This needs the role {role}; the key {caller.name!r} has {caller.role}.",
+            hint="Ask an admin for a key that may do it.",
+        )
+
+
+# -- what routes ask for -----------------------------------------------------------------------
 
 Kb = Annotated[str | None, Query(max_length=200, description="Which knowledge base.")]
-Visitor = Annotated[Visit, Depends(_visitor("reader"))]
+# Only for /openapi.json, so that clients know to send a key; `identify` reads it.
+_Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+
+
+def _visit(request: Request, _: _Bearer) -> Visit:
+    host: Host = request.app.state.host
+    return Visit(host, identify(request, host.keys))
+
+
+Visitor = Annotated[Visit, Depends(_visit)]
 """Whoever may read, on every knowledge base that is theirs."""
 
 
-def _session(role: Role) -> Callable[..., Session]:
-    def open_session(visit: Annotated[Visit, Depends(_visitor(role))], kb: Kb = None) -> Session:
-        return visit.session(kb)
+def _session(role: Role) -> Callable[..., Iterator[Session]]:
+    def open_session(request: Request, visit: Visitor, kb: Kb = None) -> Iterator[Session]:
+        _require(visit.caller, role)
+        session = visit.session(kb)
+        if role == "reader" or request.method in _SAFE:
+            yield session
+        else:
+            yield from _written_down(request, visit, session)
 
     return open_session
 
 
-Reader = Annotated[Session, Depends(_session("reader"))]
+def _written_down(request: Request, visit: Visit, session: Session) -> Iterator[Session]:
+    """Nothing is changed that the audit log has not: it is written first, and how it ended afterwards."""
+    audit, caller = visit.host.keys.audit, visit.caller
+    session.about.update(request.path_params)
+    action = getattr(request.scope.get("route"), "name", request.url.path)
+    entry = audit.begin(caller.key_id, caller.name, action, session.name, session.about)
+    outcome = STARTED
+    try:
+        yield session
+        outcome = "done"
+    except Exception as error:
+        outcome = f"refused: {type(error).__name__}"
+        raise
+    finally:
+        try:
+            audit.end(entry, outcome, session.about)
+        except StorageError as error:  # done is done: the row says that it was started
+            _LOG.warning("outcome of %s not written down: %s", action, error.message)
+
+
+Reader = Annotated[Session, Depends(_session("reader"), scope="function")]
 """The knowledge base that a request is about, for whoever may ask it questions."""
-Writer = Annotated[Session, Depends(_session("writer"))]
+Writer = Annotated[Session, Depends(_session("writer"), scope="function")]
 """Likewise for whoever may change documents and releases."""
-Admin = Annotated[Session, Depends(_session("admin"))]
+Admin = Annotated[Session, Depends(_session("admin"), scope="function")]
 """Likewise for whoever may manage keys and pass by the gate."""
+
+
+def _anyone(request: Request, kb: Kb = None) -> Session:
+    host: Host = request.app.state.host
+    try:
+        caller = identify(request, host.keys)
+    except UnauthenticatedError:
+        caller = ANYONE
+    return Visit(host, caller).session(kb)
+
+
+Anyone = Annotated[Session, Depends(_anyone)]
+"""Likewise for whoever asks, with a key or without."""

@@ -17,6 +17,8 @@ from api.cli_common import (
 )
 from api.cli_golden import app as golden
 from api.cli_ingest import app as ingesting
+from api.cli_keys import app as keys
+from api.cli_keys import audit
 from api.cli_prompts import app as prompts
 from api.cli_publishing import app as publishing
 from api.cli_report import app as reporting
@@ -162,6 +164,8 @@ app.add_typer(ingesting)
 app.add_typer(asking)
 app.add_typer(answers, name="answers")
 app.add_typer(golden, name="golden")
+app.add_typer(keys, name="key")
+app.command()(audit)
 app.add_typer(prompts, name="prompt")
 app.add_typer(serving)
 app.add_typer(reporting, name="report")

@@ -53,6 +53,7 @@ def serve(
     tracing = Tracing(wanted=environment.tracing, contents=chosen.log_questions)
     configure_logging()
     served = Host(map(_hosted, kb or ("",)))
+    _refuse_strangers(served, host)
     listening = _listen(host, port)
     shown, number = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
     for one in served:
@@ -106,6 +107,17 @@ def _run(served: "Host", application: "FastAPI", listening: "socket.socket", lin
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
     Server(config).run(sockets=[listening])
+
+
+def _refuse_strangers(served: "Host", host: str) -> None:
+    """Without a key whoever can reach the server is an admin: that may be this machine alone."""
+    from api.access import is_loopback
+
+    if not is_loopback(host) and not served.keys.exist():
+        raise UsageError(
+            f"Without a key nobody but this machine may ask; {host} can be reached by others.",
+            hint="Create one: `rag key create NAME --role admin`.",
+        )
 
 
 def _listen(host: str, port: int) -> "socket.socket":

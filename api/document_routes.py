@@ -140,6 +140,7 @@ def document_routes() -> APIRouter:
             work = Work(
                 kind="upload", branch=branch, message=message, paths=tuple(file.path for file in files)
             )
+            at.about.update(branch=branch, paths=list(work.paths))
             content = [file.sha256 for file in files]
             return await run_in_threadpool(
                 partial(start_job, at, claim, work, response, spool, content=content)

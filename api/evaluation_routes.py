@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
 from pydantic import BaseModel, Field, ValidationError
 
+from api import visible
 from api.access import Reader, Writer
 from api.idempotency import IdempotencyKey
 from api.job_routes import Limit, start_job
@@ -17,7 +18,7 @@ from eval.gate import Status
 from eval.golden import GoldenQuestion, State
 from eval.golden_files import GoldenFiles, make_id, rows_as_they_stand
 from eval.scores import Row
-from knowledge_base.errors import AlreadyExistsError, UsageError
+from knowledge_base.errors import AlreadyExistsError, NotFoundError, UsageError
 from knowledge_base.home import MAIN
 
 COMMIT = "^[0-9a-f]{40}([0-9a-f]{24})?$"
@@ -118,13 +119,16 @@ def _add_evaluations(router: APIRouter) -> None:
         """List evaluations, newest first."""
         found = Evaluations(at.knowledge_base.repository).history(after, limit + 1)
         more = found[limit - 1].id if len(found) > limit else None
-        return EvaluationPage(evaluations=[_entry(one) for one in found[:limit]], next=more)
+        seen = [_entry(one) for one in found[:limit] if visible.may_see(at, one)]
+        return EvaluationPage(evaluations=seen, next=more)
 
     @router.get("/evaluations/{id}")
     def show_evaluation(id: Annotated[str, InPath(pattern=COMMIT)], at: Reader) -> Evaluation:
         """Show a verdict with every answer and score that it rests on."""
         kept = Evaluations(at.knowledge_base.repository)
         found = kept.evaluation(id)
+        if not visible.may_see(at, found):
+            raise NotFoundError("evaluation", id, hint="GET /v1/evaluations lists them.")
         rows = kept.rows_at(id, found.verdict.candidate_digest)
         return Evaluation(**_entry(found).model_dump(), verdict=found.verdict.as_json(), rows=list(rows))
 
@@ -159,7 +163,7 @@ def _add_golden(router: APIRouter) -> None:
     ) -> GoldenPage:
         """List the golden questions of the working copy; what main no longer holds shows as stale."""
         snapshot = at.engine().snapshot
-        found = rows_as_they_stand(at.knowledge_base, snapshot.document_text)
+        found = visible.golden_rows(at, rows_as_they_stand(at.knowledge_base, snapshot.document_text))
         chosen = sorted(
             (row for row in found if state in (None, row["state"])), key=lambda row: str(row["id"])
         )
@@ -184,5 +188,6 @@ def _add_golden(router: APIRouter) -> None:
     @router.post("/golden/review")
     def review_golden(body: Review, at: Writer) -> Reviewed:
         """Approve, retire or set aside golden questions; the next ingest commits it."""
+        at.about.update(body.model_dump())
         changed = GoldenFiles(at.knowledge_base).set_state(body.ids, body.state)
         return Reviewed(ids=[row.id for row in changed], state=body.state)

@@ -1,18 +1,17 @@
-"""The knowledge bases of one server, and what a request is about: which of them, and who asks."""
+"""The knowledge bases of one server, and its keys."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
 
 import anyio.to_thread
-from fastapi import Depends, Query, Request
 
 from api.idempotency import Replies
 from api.jobs import Jobs, Runner
+from api.keys import Keys
 from api.serving import Live
-from knowledge_base.errors import NotFoundError, UsageError
+from knowledge_base.errors import UsageError
 from knowledge_base.home import KnowledgeBase
 from rag.answer_log import AnswerLog
 
@@ -55,7 +54,8 @@ class Host:
                     f"Two knowledge bases are called {one.name!r}.", hint="Name one: --kb NAME=DIR."
                 )
             self._hosted[one.name] = one
-        self.default = next(iter(self._hosted.values()))
+        # In the database of the first: the one that serves all, or its own.
+        self.keys = Keys(next(iter(self._hosted.values())).answer_log.url)
 
     def __iter__(self) -> Iterator[Hosted]:
         yield from self._hosted.values()
@@ -72,24 +72,3 @@ class Host:
             for one in self:
                 await anyio.to_thread.run_sync(one.runner.stop)
                 await anyio.to_thread.run_sync(one.live.stop)
-
-    def get(self, name: str | None) -> Hosted:
-        """The one of that name. Raises NotFoundError."""
-        if not name:
-            return self.default
-        if name not in self._hosted:
-            known = ", ".join(self._hosted)
-            raise NotFoundError("knowledge base", name, hint=f"This server has {known}.")
-        return self._hosted[name]
-
-
-def _hosted(
-    request: Request,
-    kb: Annotated[str | None, Query(max_length=200, description="Which knowledge base.")] = None,
-) -> Hosted:
-    host: Host = request.app.state.host
-    return host.get(kb)
-
-
-Served = Annotated[Hosted, Depends(_hosted)]
-"""The knowledge base that a request is about: `?kb=NAME`, or the first."""

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
 from pydantic import BaseModel
 
+from api import visible
 from api.access import Reader, Session, Writer
 from api.idempotency import Claim, fingerprint
 from api.jobs import ID, Job, State, Work
@@ -45,7 +46,7 @@ def job_routes() -> APIRouter:
             except NotFoundError:
                 continue  # removed since it was listed
             if state in (None, job.state):
-                found.append(job)
+                found.append(visible.job(at, job))
             if len(found) > limit:
                 break
         return JobPage(jobs=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
@@ -53,14 +54,14 @@ def job_routes() -> APIRouter:
     @router.get("/jobs/{id}")
     def show_job(id: JobId, at: Reader) -> Job:
         """Show how far a job is, or how it ended."""
-        return at.jobs.get(id)
+        return visible.job(at, at.jobs.get(id))
 
     @router.post("/jobs/{id}/retry", status_code=202)
     def retry_job(id: JobId, at: Writer, response: Response) -> Job:
         """Run a failed or interrupted job again."""
         job = at.jobs.retry(id)
         at.runner.wake()
-        return accepted(job, response)
+        return accepted(at, job, response)
 
     return router
 
@@ -87,7 +88,7 @@ def start_job(
     known = claim.known(asked)
     if known is not None:
         try:
-            return accepted(at.jobs.get(known["job"]), response)
+            return accepted(at, at.jobs.get(known["job"]), response)
         except NotFoundError:
             pass  # the server was killed between the two steps below
     check()
@@ -101,10 +102,10 @@ def _submit(at: Session, claim: Claim, work: Work, response: Response, spool: Pa
     claim.keep(asked, {"job": at.jobs.id_of(spool)})
     job = at.jobs.submit(work, spool)
     at.runner.wake()
-    return accepted(job, response)
+    return accepted(at, job, response)
 
 
-def accepted(job: Job, response: Response) -> Job:
+def accepted(at: Session, job: Job, response: Response) -> Job:
     """The job, and where to ask for it."""
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job
+    return visible.job(at, job)

@@ -29,6 +29,7 @@ from knowledge_base.errors import (
     OutdatedError,
     PlumblineError,
     ProtectedError,
+    UnauthenticatedError,
 )
 
 _CONFLICTS = (
@@ -46,6 +47,7 @@ _CONFLICTS = (
     ProtectedError,
 )
 _STATUSES = {
+    UnauthenticatedError: 401,
     ForbiddenError: 403,
     NotFoundError: 404,
     ExpiredError: 410,
@@ -129,4 +131,5 @@ def _say(error: Mapping[str, Any]) -> str:
 
 
 def _response(body: dict[str, Any]) -> JSONResponse:
-    return JSONResponse(body, body["status"], media_type="application/problem+json")
+    headers = {"WWW-Authenticate": 'Bearer realm="plumbline"'} if body["status"] == 401 else None
+    return JSONResponse(body, body["status"], headers, media_type="application/problem+json")

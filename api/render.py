@@ -27,6 +27,24 @@ def make_console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=width)
 
 
+def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of plain values, one a line."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_plain(row[column])) for column in columns))
+    make_console().print(table if rows else "None.")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_plain(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
 def print_ingest(result: "IngestResult") -> None:
     """What an ingest did."""
     console = make_console()

@@ -17,6 +17,7 @@ from api.evaluation_routes import evaluation_routes
 from api.gate_routes import gate_routes
 from api.hosting import Host
 from api.job_routes import job_routes
+from api.key_routes import key_routes
 from api.limits import Limited
 from api.observe import Metrics, metrics_routes
 from api.openai_routes import openai_routes
@@ -59,6 +60,7 @@ def create_app(
     app.include_router(openai_routes())
     app.include_router(document_routes())
     app.include_router(job_routes())
+    app.include_router(key_routes())
     app.include_router(version_routes())
     app.include_router(evaluation_routes())
     app.include_router(service_routes(host))

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from api.access import Reader
-from api.hosting import Host, Served
+from api.access import Anyone, Reader
+from api.hosting import Host
 from api.readiness import Probe, Readiness
 from rag.answer import ReleaseRef
 
@@ -32,15 +32,16 @@ def service_routes(host: Host) -> APIRouter:
     alone = CapacityLimiter(1)
 
     @router.get("/healthz")
-    def health(at: Served) -> Health:
-        engine = at.live.engine()
+    def health(at: Anyone) -> Health:
+        """Say what is served; without a key, counting only what is open to all."""
+        engine, problem = at.engine(), at.hosted.live.problem
         manifest = engine.release.manifest
         return Health(
-            status="stale" if at.live.problem else "ok",
+            status="stale" if problem else "ok",
             release=engine.release_ref,
             documents=manifest.documents,
             chunks=manifest.chunks,
-            detail=at.live.problem,
+            detail=problem if at.caller.sees_all else "",
         )
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})

@@ -6,12 +6,12 @@ from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
+from api import visible
 from api.access import Reader, Writer
 from api.document_routes import Ref
 from api.idempotency import IdempotencyKey, fingerprint
 from api.job_routes import Limit, start_job
 from api.jobs import Job, Work
-from eval.compare import compare_releases
 from eval.evaluations import describe_evaluated, list_evaluated
 from knowledge_base.history import list_branches, list_tags
 from knowledge_base.home import MAIN, check_branch
@@ -30,7 +30,7 @@ class Asked(BaseModel):
 
 
 class LogEntry(BaseModel):
-    """A release in the log: what changed in it, and what the gate said of it."""
+    """A release in the log: what changed, what the gate said. Counts may be closed to the caller."""
 
     commit: str
     parents: list[str]
@@ -38,8 +38,8 @@ class LogEntry(BaseModel):
     date: str
     message: str
     changed: list[str]
-    documents: int
-    chunks: int
+    documents: int | None
+    chunks: int | None
     documents_changed: dict[str, int]
     chunks_changed: dict[str, int]
     verdict: str
@@ -171,12 +171,14 @@ def _add_history(router: APIRouter) -> None:
         """List releases, newest first, with what changed in each."""
         found = list_evaluated(at.knowledge_base, ref, limit + 1)
         more = found[limit]["commit"] if len(found) > limit else None
-        return LogPage.model_validate({"releases": found[:limit], "next": more})
+        told = [visible.log_entry(at, entry) for entry in found[:limit]]
+        return LogPage.model_validate({"releases": told, "next": more})
 
     @router.get("/releases/{ref}")
     def show(ref: RefPath, at: Reader) -> ReleaseDescription:
         """Show one release: its settings, documents, segments and verdicts."""
-        return ReleaseDescription.model_validate(describe_evaluated(at.knowledge_base, ref))
+        described = describe_evaluated(at.knowledge_base, ref)
+        return ReleaseDescription.model_validate(visible.description(at, described))
 
     @router.get("/diff")
     def diff(
@@ -187,13 +189,16 @@ def _add_history(router: APIRouter) -> None:
         ] = MAIN,
     ) -> Difference:
         """Show what changed between two releases: documents, chunks, settings, golden answers."""
-        return Difference.model_validate(compare_releases(at.knowledge_base, left, right))
+        return Difference.model_validate(visible.difference(at, left, right))
 
 
 def _add_moves(router: APIRouter) -> None:
     @router.post("/promote", status_code=202)
     def promote(body: Promotion, at: Writer, response: Response, key: IdempotencyKey = None) -> Job:
         """Start a job that makes a candidate the release that main serves, if the gate lets it."""
+        at.about.update(body.model_dump(exclude_none=True))
+        if body.override.strip():
+            at.require("admin")
         with at.replies.claim(key) as claim:
             work = Work(kind="promote", ref=body.ref, message=body.message, override=body.override.strip())
             return start_job(
@@ -208,6 +213,7 @@ def _add_moves(router: APIRouter) -> None:
     def roll_back(body: Rollback, at: Writer, key: IdempotencyKey = None) -> RolledBack:
         """Give main the content of an earlier release, in one new commit."""
         with at.replies.claim(key) as claim:
+            at.about.update(body.model_dump(exclude_none=True))
             asked = fingerprint(kind="rollback", **body.model_dump())
             if known := claim.known(asked):
                 return RolledBack.model_validate(known)
@@ -221,11 +227,13 @@ def _add_names(router: APIRouter) -> None:
     @router.get("/branches")
     def branches(at: Reader) -> list[BranchHead]:
         """List branches."""
-        return [BranchHead.model_validate(head) for head in list_branches(at.knowledge_base.repository)]
+        heads = list_branches(at.knowledge_base.repository)
+        return [BranchHead.model_validate(visible.log_entry(at, head)) for head in heads]
 
     @router.post("/branches", status_code=201)
     def make_branch(body: NewBranch, at: Writer) -> BranchHead:
         """Make a branch; it costs nothing."""
+        at.about.update(body.model_dump())
         made = at.knowledge_base.repository.create_branch(check_branch(body.branch), body.source)
         return BranchHead(branch=made.id, commit=made.commit_id)
 
@@ -237,11 +245,13 @@ def _add_names(router: APIRouter) -> None:
     @router.get("/tags")
     def tags(at: Reader) -> list[TagHead]:
         """List tags: names for releases that never move."""
-        return [TagHead.model_validate(head) for head in list_tags(at.knowledge_base.repository)]
+        heads = list_tags(at.knowledge_base.repository)
+        return [TagHead.model_validate(visible.log_entry(at, head)) for head in heads]
 
     @router.post("/tags", status_code=201)
     def make_tag(body: NewTag, at: Writer) -> TagHead:
         """Make a tag."""
+        at.about.update(body.model_dump())
         made = at.knowledge_base.repository.create_tag(body.tag, body.ref)
         return TagHead(tag=made.id, commit=made.commit_id)
 

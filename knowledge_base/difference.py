@@ -4,8 +4,11 @@ from knowledge_base.documents import sha256_hex
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import DOCUMENTS_PREFIX, DocumentChanges, Frozen, order_paths, settings_difference
 from knowledge_base.renames import find_renames
-from knowledge_base.snapshot import count_chunk_changes
+from knowledge_base.snapshot import Snapshot, count_chunk_changes
 from knowledge_base.version_store import Repository
+
+_KINDS = {(False, True): "added", (True, False): "removed", (True, True): "changed"}
+"""What became of a document that differs, by whether it is seen before and after."""
 
 
 class ReleaseDifference(Frozen):
@@ -16,11 +19,24 @@ class ReleaseDifference(Frozen):
     settings: dict[str, dict[str, object]]
 
 
-def diff_documents(repository: Repository, left: str, right: str) -> DocumentChanges:
-    """Documents added, changed, deleted and renamed from `left` to `right`, as `git diff -M` tells them."""
+def diff_documents(
+    repository: Repository,
+    left: str,
+    right: str,
+    seen: tuple[Snapshot, Snapshot] | None = None,
+) -> DocumentChanges:
+    """Documents added, changed, deleted and renamed from `left` to `right`, as `git diff -M` tells them.
+
+    With `seen`, the documents of each that count, the others are not looked at.
+    """
     changes: dict[str, list[str]] = {"added": [], "removed": [], "changed": []}
     for change in repository.diff(left, right, type="two_dot", prefix=DOCUMENTS_PREFIX):
-        changes[change.type].append(change.path)
+        kind: str | None = change.type
+        if seen:
+            path = change.path.removeprefix(DOCUMENTS_PREFIX)
+            kind = _KINDS.get((path in seen[0], path in seen[1]))
+        if kind:
+            changes[kind].append(change.path)
 
     def read_old(path: str) -> bytes:
         return repository.get_object(left, path)
@@ -66,11 +82,22 @@ def document_changes(
 
 def diff_releases(knowledge_base: KnowledgeBase, left: str, right: str) -> ReleaseDifference:
     """What changed from ref `left` to ref `right`. Raises NotFoundError, DamagedError."""
-    repository = knowledge_base.repository
-    left, right = repository.resolve(left), repository.resolve(right)
     before, after = knowledge_base.snapshot(left), knowledge_base.snapshot(right)
+    repository = knowledge_base.repository
+    return _difference(before, after, diff_documents(repository, before.release.commit, after.release.commit))
+
+
+def diff_views(repository: Repository, before: Snapshot, after: Snapshot) -> ReleaseDifference:
+    """What changed from one release to another for somebody who sees a part of their documents."""
+    seen = (before, after)
+    return _difference(
+        *seen, diff_documents(repository, before.release.commit, after.release.commit, seen=seen)
+    )
+
+
+def _difference(before: Snapshot, after: Snapshot, documents: DocumentChanges) -> ReleaseDifference:
     return ReleaseDifference(
-        documents=diff_documents(repository, left, right),
+        documents=documents,
         chunks=count_chunk_changes(before, after),
         settings=settings_difference(before.release, after.release),
     )

@@ -9,6 +9,7 @@ PlumblineError                  exit code 3: something it depends on failed
 │   ├── JobStateError           a job cannot do that in the state it is in
 │   ├── KeyInUseError           a request with the same Idempotency-Key is under way
 │   └── KeyReusedError          the Idempotency-Key came with another request before
+├── UnauthenticatedError        exit code 2: whoever asks did not say who they are
 ├── ForbiddenError              exit code 2: this caller may not do that
 ├── CheckFailedError            exit code 1: a check said no (gate, --strict, fsck)
 ├── VersionStoreError
@@ -83,6 +84,12 @@ class KeyInUseError(UsageError):
 
 class KeyReusedError(UsageError):
     """The Idempotency-Key came with another request before."""
+
+
+class UnauthenticatedError(PlumblineError):
+    """Whoever asks has not said who they are, or nobody believes them."""
+
+    exit_code = 2
 
 
 class ForbiddenError(PlumblineError):

@@ -4,6 +4,7 @@ from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
+from knowledge_base.errors import VersionStoreError
 from knowledge_base.findings import read_inspections
 from knowledge_base.home import KnowledgeBase, release_branches
 from knowledge_base.release import (
@@ -21,6 +22,14 @@ from knowledge_base.release import (
 from knowledge_base.version_store import Commit, Repository
 
 _VERBS = ("added", "changed", "deleted", "renamed")
+
+
+def is_restricted(repository: Repository, commit: str) -> bool:
+    """Whether a release has documents that are not open to all; so it is said of one that is gone."""
+    try:
+        return "restricted" in repository.get_commit(commit).metadata
+    except VersionStoreError:
+        return True
 
 
 def list_branches(repository: Repository) -> list[dict[str, str]]:

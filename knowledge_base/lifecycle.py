@@ -281,6 +281,7 @@ def release_metadata(
         "chunks-added": str(chunks["added"]),
         "chunks-removed": str(chunks["removed"]),
         "chunks": str(chunks["total"]),
+        **({} if after.access.open else {"restricted": "yes"}),
     }
 
 
@@ -316,7 +317,9 @@ def compact(knowledge_base: KnowledgeBase, branch: str = MAIN, *, everything: bo
 def standing(commit: Commit) -> dict[str, str]:
     """What stays true of a release when its content is published again."""
     kept = {
-        key: commit.metadata[key] for key in ("documents", "chunks", "override") if key in commit.metadata
+        key: commit.metadata[key]
+        for key in ("documents", "chunks", "override", "restricted")
+        if key in commit.metadata
     }
     return {**kept, "verdict": commit.metadata.get("verdict", UNEVALUATED)}
 

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from knowledge_base.errors import NotFoundError, UsageError
 from knowledge_base.release import Frozen, LogSettings
 from rag.answer import Answer
-from rag.database import make_table, open_database, storage_errors
+from rag.database import in_utc, make_table, open_database, storage_errors
 from rag.privacy import redact_record
 
 
@@ -115,6 +115,7 @@ class AnswerLog:
             "002-feedback": lambda connection: make_table(connection, _FEEDBACK),
             "003-answers-kb": lambda connection: _tell_apart(connection, kb),
         }
+        self.url = url
         self._engine = open_database(url, steps, durable=False)
 
     def append(self, answer: Answer, asked_at: datetime | None = None) -> None:
@@ -164,7 +165,7 @@ class AnswerLog:
         )
         with storage_errors(), self._engine.connect() as connection:
             return [
-                Served(_in_utc(asked), Answer.model_validate_json(record), bool(down))
+                Served(in_utc(asked), Answer.model_validate_json(record), bool(down))
                 for asked, record, down in connection.execute(query)
             ]
 
@@ -219,7 +220,7 @@ class AnswerLog:
                 answers = [Answer.model_validate_json(record) for _, record in rows]
                 said = self._said_of([answer.id for answer in answers])
                 for (asked_at, _), answer in zip(rows, answers, strict=True):
-                    yield Entry(_in_utc(asked_at), answer, tuple(said.get(answer.id, ())))
+                    yield Entry(in_utc(asked_at), answer, tuple(said.get(answer.id, ())))
 
     def _said_of(self, ids: list[str]) -> dict[str, list[Feedback]]:
         query = select(_FEEDBACK.c.answer_id, _FEEDBACK.c.record).where(_FEEDBACK.c.answer_id.in_(ids))
@@ -267,8 +268,3 @@ def _tell_apart(connection: Connection, kb: str) -> None:
     connection.execute(text("update answers set kb = :kb"), {"kb": kb})
     connection.execute(text("drop index ix_answers_asked_at"))
     connection.execute(text("create index ix_answers_kb_asked_at on answers (kb, asked_at)"))
-
-
-def _in_utc(moment: datetime) -> datetime:
-    """SQLite keeps the moment and not its zone, which is always UTC here."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from pydantic import ValidationError
 from sqlalchemy import Column, Connection, Engine, MetaData, String, Table, create_engine, insert, select
@@ -18,6 +19,7 @@ Step = Callable[[Connection], None]
 _MIGRATIONS = Table("migrations", MetaData(), Column("name", String(64), primary_key=True))
 _LOCK = 0x706C756D62  # "plumb": any number that no other program on the database server takes
 _PATIENCE_SECONDS = 5
+_WITHOUT = " Answers are served without it."
 # What to install for a module that is missing, where the two have different names.
 _DISTRIBUTIONS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
@@ -47,15 +49,20 @@ def make_table(connection: Connection, table: Table) -> None:
         connection.execute(CreateIndex(index, if_not_exists=True))
 
 
+def in_utc(moment: datetime) -> datetime:
+    """SQLite keeps the moment and not its zone, which is always UTC here."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
 @contextmanager
-def storage_errors() -> Iterator[None]:
+def storage_errors(what: str = "answer log") -> Iterator[None]:
     """Turn what a database refuses, and a row that cannot be read, into a StorageError."""
     try:
         yield
     except (SQLAlchemyError, ValidationError) as error:
         raise StorageError(
-            f"The answer log cannot be used: {_reason(error)}.",
-            hint="Check its database; answers are served without it.",
+            f"The {what} cannot be used: {_reason(error)}.",
+            hint="Check its database." + (_WITHOUT if what == "answer log" else ""),
         ) from error
 
 

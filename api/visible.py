@@ -1,0 +1,107 @@
+"""What callers are told of releases, evaluations and jobs whose documents are not all open to them.
+
+Searching and answering need none of this: there the closed documents are not in the release at all. Logs,
+verdicts and jobs were written by somebody who saw everything, so what they say of documents is left out.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from api.access import Session
+from api.jobs import Job
+from eval.compare import compare_releases
+from eval.evaluations import Kept
+from knowledge_base.difference import diff_views
+from knowledge_base.history import is_restricted
+
+_RULES = "access"
+_TOLD_OF_RELEASE = (
+    "commit",
+    "parents",
+    "refs",
+    "date",
+    "changed",
+    "verdict",
+    "prompt",
+    "embedder",
+    "chunker",
+)
+_TOLD_OF_JOB = ("commit", "branch", "published", "verdict")
+
+
+def log_entry(at: Session, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the log, or of a branch or tag, without counts and words where documents are closed."""
+    if at.caller.sees_all or not is_restricted(at.knowledge_base.repository, entry["commit"]):
+        return entry
+    empty: dict[str, Any] = {
+        "message": "",
+        "documents": None,
+        "chunks": None,
+        "documents_changed": {},
+        "chunks_changed": {},
+        "override": "",
+        "evaluated": "",
+    }
+    return {**entry, **{key: value for key, value in empty.items() if key in entry}}
+
+
+def description(at: Session, value: dict[str, Any]) -> dict[str, Any]:
+    """One release in full, or of one with closed documents what the caller sees of it."""
+    if at.sees_all_of(value["commit"]):
+        return value
+    snapshot = at.engine(value["commit"]).snapshot
+    return {
+        **{key: value[key] for key in _TOLD_OF_RELEASE},
+        **{key: type(kept)() for key, kept in value.items() if key not in _TOLD_OF_RELEASE},
+        "settings": {part: keys for part, keys in value["settings"].items() if part != _RULES},
+        "documents": len(snapshot.paths),
+        "chunks": snapshot.chunk_count,
+        "paths": list(snapshot.paths),
+    }
+
+
+def difference(at: Session, left: str, right: str) -> dict[str, Any]:
+    """What changed between two releases as the caller sees them. Raises NotFoundError, DamagedError."""
+    if at.sees_all_of(left) and at.sees_all_of(right):
+        return compare_releases(at.knowledge_base, left, right)
+    before, after = at.engine(left).snapshot, at.engine(right).snapshot
+    found = diff_views(at.knowledge_base.repository, before, after)
+    settings = {key: value for key, value in found.settings.items() if not key.startswith(f"{_RULES}.")}
+    return {
+        "documents": found.documents.as_json(),
+        "chunks": found.chunks,
+        "settings": settings,
+        "golden": {"compared": 0, "changed": [], "not_evaluated": []},
+    }
+
+
+def may_see(at: Session, kept: Kept) -> bool:
+    """Whether an evaluation quotes nothing that is closed to the caller."""
+    repository, verdict = at.knowledge_base.repository, kept.verdict
+    main = at.hosted.live.engine().release_ref.commit
+    commits = [commit for commit in (main, verdict.candidate, verdict.baseline) if commit]
+    return at.caller.sees_all or not any(is_restricted(repository, commit) for commit in commits)
+
+
+def golden_rows(at: Session, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Golden questions; where documents are closed, those about one that the caller may read."""
+    snapshot = at.engine().snapshot
+    if at.sees_all_of():
+        return list(rows)
+    return [row for row in rows if row["document"] in snapshot]
+
+
+def job(at: Session, one: Job) -> Job:
+    """A job; where documents are closed, without what it says of others than the caller's."""
+    if at.sees_all_of():
+        return one
+    whole, seen = at.hosted.live.engine().snapshot, at.engine().snapshot
+    result = {key: value for key, value in one.result.items() if key in _TOLD_OF_JOB}
+
+    def mine(path: str) -> bool:
+        return path in seen or path not in whole
+
+    error = one.error and one.error.model_copy(update={"message": "It failed.", "hint": ""})
+    work = one.work.model_copy(update={"paths": tuple(filter(mine, one.work.paths))})
+    files = tuple(file for file in one.files if mine(file.path))
+    return one.model_copy(update={"result": result, "work": work, "files": files, "error": error})
