@@ -113,11 +113,14 @@ class Session:
         Raises NotFoundError, StorageError.
         """
         answer = self.answer_log.answer(id)
-        if not self.caller.sees_all and not self._sees(answer):
+        if not self.sees(answer):
             raise NotFoundError("answer", id, hint=NO_ANSWER)
         return answer
 
-    def _sees(self, answer: Answer) -> bool:
+    def sees(self, answer: Answer) -> bool:
+        """Whether all that an answer was made from is open to the caller."""
+        if self.caller.sees_all:
+            return True
         try:
             paths = self.engine(answer.release.commit).snapshot
         except PlumblineError:  # the release is gone: nobody can say any more who might read it
@@ -193,13 +196,13 @@ def identify(request: Request, keys: Keys) -> Caller:
 
 
 def _from_this_machine(request: Request) -> bool:
-    """Loopback, by a loopback name, through no proxy that says so, from no page of another site."""
+    """Loopback, by a loopback name, through no proxy that says so, nothing sent by a page of another site."""
     client = request.client.host if request.client else ""
     return (
         is_loopback(client)
         and is_loopback(request.url.hostname or "")
         and not any(name in request.headers for name in _PROXIED)
-        and _from_own_page(request)
+        and (request.method in _SAFE or _from_own_page(request))
     )
 
 

@@ -16,9 +16,9 @@ from api.version_routes import Asked
 from eval.evaluations import Evaluations, Kept
 from eval.gate import Status
 from eval.golden import GoldenQuestion, State
-from eval.golden_files import GoldenFiles, make_id, rows_as_they_stand
+from eval.golden_files import GoldenFiles, make_id
 from eval.scores import Row
-from knowledge_base.errors import AlreadyExistsError, NotFoundError, UsageError
+from knowledge_base.errors import AlreadyExistsError, UsageError
 from knowledge_base.home import MAIN
 
 COMMIT = "^[0-9a-f]{40}([0-9a-f]{24})?$"
@@ -119,16 +119,15 @@ def _add_evaluations(router: APIRouter) -> None:
         """List evaluations, newest first."""
         found = Evaluations(at.knowledge_base.repository).history(after, limit + 1)
         more = found[limit - 1].id if len(found) > limit else None
-        seen = [_entry(one) for one in found[:limit] if visible.may_see(at, one)]
-        return EvaluationPage(evaluations=seen, next=more)
+        seen = visible.evaluations(at, found[:limit])
+        return EvaluationPage(evaluations=[_entry(one) for one in seen], next=more)
 
     @router.get("/evaluations/{id}")
     def show_evaluation(id: Annotated[str, InPath(pattern=COMMIT)], at: Reader) -> Evaluation:
         """Show a verdict with every answer and score that it rests on."""
         kept = Evaluations(at.knowledge_base.repository)
         found = kept.evaluation(id)
-        if not visible.may_see(at, found):
-            raise NotFoundError("evaluation", id, hint="GET /v1/evaluations lists them.")
+        visible.check_evaluation(at, found.verdict, id)
         rows = kept.rows_at(id, found.verdict.candidate_digest)
         return Evaluation(**_entry(found).model_dump(), verdict=found.verdict.as_json(), rows=list(rows))
 
@@ -162,8 +161,7 @@ def _add_golden(router: APIRouter) -> None:
         limit: Limit = 100,
     ) -> GoldenPage:
         """List the golden questions of the working copy; what main no longer holds shows as stale."""
-        snapshot = at.engine().snapshot
-        found = visible.golden_rows(at, rows_as_they_stand(at.knowledge_base, snapshot.document_text))
+        found = visible.golden_rows(at)
         chosen = sorted(
             (row for row in found if state in (None, row["state"])), key=lambda row: str(row["id"])
         )

@@ -12,7 +12,6 @@ from api.document_routes import Ref
 from api.idempotency import IdempotencyKey, fingerprint
 from api.job_routes import Limit, start_job
 from api.jobs import Job, Work
-from eval.evaluations import describe_evaluated, list_evaluated
 from knowledge_base.history import list_branches, list_tags
 from knowledge_base.home import MAIN, check_branch
 from knowledge_base.lifecycle import check_promotable, rollback
@@ -169,16 +168,14 @@ def _add_history(router: APIRouter) -> None:
     @router.get("/releases")
     def log(at: Reader, ref: Ref = MAIN, limit: Limit = 100) -> LogPage:
         """List releases, newest first, with what changed in each."""
-        found = list_evaluated(at.knowledge_base, ref, limit + 1)
+        found = visible.releases(at, ref, limit + 1)
         more = found[limit]["commit"] if len(found) > limit else None
-        told = [visible.log_entry(at, entry) for entry in found[:limit]]
-        return LogPage.model_validate({"releases": told, "next": more})
+        return LogPage.model_validate({"releases": found[:limit], "next": more})
 
     @router.get("/releases/{ref}")
     def show(ref: RefPath, at: Reader) -> ReleaseDescription:
         """Show one release: its settings, documents, segments and verdicts."""
-        described = describe_evaluated(at.knowledge_base, ref)
-        return ReleaseDescription.model_validate(visible.description(at, described))
+        return ReleaseDescription.model_validate(visible.release(at, ref))
 
     @router.get("/diff")
     def diff(

@@ -10,8 +10,11 @@ from typing import Any
 from api.access import Session
 from api.jobs import Job
 from eval.compare import compare_releases
-from eval.evaluations import Kept
+from eval.evaluations import Kept, describe_evaluated, list_evaluated
+from eval.gate import Verdict
+from eval.golden_files import rows_as_they_stand
 from knowledge_base.difference import diff_views
+from knowledge_base.errors import NotFoundError
 from knowledge_base.history import is_restricted
 
 _RULES = "access"
@@ -27,6 +30,11 @@ _TOLD_OF_RELEASE = (
     "chunker",
 )
 _TOLD_OF_JOB = ("commit", "branch", "published", "verdict")
+
+
+def releases(at: Session, ref: str, number: int) -> list[dict[str, Any]]:
+    """The log from a ref. Raises NotFoundError."""
+    return [log_entry(at, entry) for entry in list_evaluated(at.knowledge_base, ref, number)]
 
 
 def log_entry(at: Session, entry: dict[str, Any]) -> dict[str, Any]:
@@ -45,8 +53,9 @@ def log_entry(at: Session, entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, **{key: value for key, value in empty.items() if key in entry}}
 
 
-def description(at: Session, value: dict[str, Any]) -> dict[str, Any]:
-    """One release in full, or of one with closed documents what the caller sees of it."""
+def release(at: Session, ref: str) -> dict[str, Any]:
+    """One release in full, or what the caller sees of it. Raises NotFoundError, DamagedError."""
+    value = describe_evaluated(at.knowledge_base, ref)
     if at.sees_all_of(value["commit"]):
         return value
     snapshot = at.engine(value["commit"]).snapshot
@@ -75,19 +84,38 @@ def difference(at: Session, left: str, right: str) -> dict[str, Any]:
     }
 
 
-def may_see(at: Session, kept: Kept) -> bool:
+def evaluations(at: Session, found: Iterable[Kept]) -> list[Kept]:
+    """Those that quote nothing that is closed to the caller."""
+    return [kept for kept in found if may_see(at, kept.verdict)]
+
+
+def check_evaluation(at: Session, verdict: Verdict, id: str) -> None:
+    """Refuse one that does, as if there were none. Raises NotFoundError."""
+    if not may_see(at, verdict):
+        raise NotFoundError("evaluation", id)
+
+
+def check_report(at: Session) -> None:
+    """Refuse a report to whoever may not read all that it may quote. Raises NotFoundError."""
+    main = at.hosted.live.engine().release_ref.commit
+    if not at.caller.sees_all and is_restricted(at.knowledge_base.repository, main):
+        raise NotFoundError("report", "latest", hint="There is none that this key may read.")
+
+
+def may_see(at: Session, verdict: Verdict) -> bool:
     """Whether an evaluation quotes nothing that is closed to the caller."""
-    repository, verdict = at.knowledge_base.repository, kept.verdict
+    repository = at.knowledge_base.repository
     main = at.hosted.live.engine().release_ref.commit
     commits = [commit for commit in (main, verdict.candidate, verdict.baseline) if commit]
     return at.caller.sees_all or not any(is_restricted(repository, commit) for commit in commits)
 
 
-def golden_rows(at: Session, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def golden_rows(at: Session) -> list[dict[str, Any]]:
     """Golden questions; where documents are closed, those about one that the caller may read."""
     snapshot = at.engine().snapshot
+    rows = rows_as_they_stand(at.knowledge_base, snapshot.document_text)
     if at.sees_all_of():
-        return list(rows)
+        return rows
     return [row for row in rows if row["document"] in snapshot]
 
 

@@ -204,15 +204,21 @@ def test_a_caller_finds_all_that_is_open_to_them(door: Door) -> None:
         assert told == expected
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/v1/documents?limit=1000", "/v1/documents?limit=1000&ref=main~1", "/v1/releases", "/v1/releases/main"]
-    + ["/v1/releases/main~1", "/v1/diff?from=main~1&to=main", "/v1/diff?from=main&to=main~1", "/v1/golden"]
-    + ["/v1/evaluations", "/v1/jobs", "/v1/branches", "/v1/tags", "/v1/models", "/healthz"],
-)
+LISTS = """
+/v1/documents?limit=1000 /v1/documents?limit=1000&ref=main~1 /v1/releases /v1/releases/main
+/v1/releases/main~1 /v1/diff?from=main~1&to=main /v1/diff?from=main&to=main~1 /v1/golden /v1/evaluations /v1/jobs /v1/branches
+/v1/tags /v1/models /healthz
+/ /releases /release /release?ref=main~1 /diff?from=main~1 /golden /evaluations /documents
+/documents?ref=main~1 /report
+"""
+
+
+@pytest.mark.parametrize("path", LISTS.split())
 def test_no_list_tells_of_a_closed_document(door: Door, path: str) -> None:
     for groups in door.keys:
-        door.check(door.ask("GET", path, groups), groups)
+        reply = door.ask("GET", path, groups)
+        assert reply.status_code == (404 if path == "/report" else 200), reply.text
+        door.check(reply, groups)
 
 
 def test_counts_are_those_of_what_is_open(door: Door) -> None:

@@ -70,7 +70,7 @@ def _add_asking(router: APIRouter) -> None:
         recent: list[Answer] = []
         if at.caller.may("writer"):  # what others asked is not every reader's business
             with suppress(PlumblineError):  # asking works without the log
-                recent = at.answer_log.recent(_RECENT)
+                recent = list(filter(at.sees, at.answer_log.recent(_RECENT)))
         values = {"question": q, "ref": ref, "against": against, "refs": _refs(at), "recent": recent}
         return page(request, at, "ask.html", **values)
 
@@ -121,7 +121,7 @@ def _add_answers(router: APIRouter) -> None:
             correction=correction.strip(),
             citation=int(citation) if citation else None,
         )
-        at.answer_log.rate(id, feedback)
+        at.answer_log.rate(at.answer(id).id, feedback)
         said = rating
         if golden and at.caller.may("writer"):
             rows = from_feedback([(at.answer(id), feedback)], 1)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from api import visible
 from api.access import Reader, Writer
 from api.console.pages import PageRoute, page, see
 from api.job_routes import start_job
@@ -65,6 +66,7 @@ def _add_documents(router: APIRouter) -> None:
         with at.replies.claim(None) as claim, at.jobs.receiving() as spool:
             files = await receive_files(request, files_in(spool), "")
             work = Work(kind="upload", paths=tuple(file.path for file in files))
+            at.about.update(paths=list(work.paths))
             content = [file.sha256 for file in files]
             run = partial(start_job, at, claim, work, Response(), spool, content=content)
             job = await run_in_threadpool(run)
@@ -72,6 +74,7 @@ def _add_documents(router: APIRouter) -> None:
 
     @router.post("/document/delete")
     def delete(request: Request, at: Writer, path: Annotated[str, Form(max_length=1024)]) -> Response:
+        at.about.update(path=path)
         if path not in at.engine().snapshot:
             raise NotFoundError("document", path, hint="It may be deleted already.")
         with at.replies.claim(None) as claim:
@@ -85,14 +88,14 @@ def _add_jobs(router: APIRouter) -> None:
         found: list[Job] = []
         for name in at.jobs.ids()[:_JOBS]:
             try:
-                found.append(at.jobs.get(name))
+                found.append(visible.job(at, at.jobs.get(name)))
             except NotFoundError:
                 continue  # tidied away since it was listed
         return page(request, at, "jobs.html", jobs=found)
 
     @router.get("/job")
     def job(request: Request, at: Writer, id: Annotated[str, Query(max_length=40)]) -> Response:
-        return page(request, at, "job.html", job=at.jobs.get(id))
+        return page(request, at, "job.html", job=visible.job(at, at.jobs.get(id)))
 
     @router.post("/job/retry")
     def retry(request: Request, at: Writer, id: Annotated[str, Form(max_length=40)]) -> Response:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
 
+from api import visible
 from api.access import Reader, Session, Writer
 from api.console.charts import forest
 from api.console.pages import HEADERS, PageRoute, page, see
@@ -16,7 +17,7 @@ from api.jobs import Work
 from eval.evaluations import Evaluations
 from eval.gate import Verdict
 from eval.golden import State
-from eval.golden_files import GoldenFiles, rows_as_they_stand
+from eval.golden_files import GoldenFiles
 from eval.scores import Row
 from knowledge_base.errors import NotFoundError
 from knowledge_base.home import MAIN
@@ -48,7 +49,7 @@ def _add_evaluations(router: APIRouter) -> None:
     ) -> Response:
         found = Evaluations(at.knowledge_base.repository).history(after, _PAGE + 1)
         more = found[_PAGE - 1].id if len(found) > _PAGE else ""
-        values = {"kept": found[:_PAGE], "more": more, "refs": at.hosted.live.refs()}
+        values = {"kept": visible.evaluations(at, found[:_PAGE]), "more": more, "refs": at.hosted.live.refs()}
         return page(request, at, "evaluations.html", **values)
 
     @router.get("/evaluation")
@@ -66,6 +67,7 @@ def _add_evaluations(router: APIRouter) -> None:
         else:
             verdict, when = _chosen(at, ref, against), None
             new, old = kept.rows(verdict.candidate_digest), kept.rows(verdict.baseline_digest)
+        visible.check_evaluation(at, verdict, id or ref[:16])
         told = verdict.as_json()
         primary = [metric["name"] for metric in told["metrics"] if metric["margin"] is not None]
         values = {"verdict_": told, "when": when, "forest": forest(told["metrics"]), "primary": primary}
@@ -119,7 +121,7 @@ def _values(row: Row) -> Mapping[str, float | None]:
 def _add_golden(router: APIRouter) -> None:
     @router.get("/golden")
     def golden(request: Request, at: Reader, state: Annotated[str, Query(max_length=20)] = "") -> Response:
-        rows = rows_as_they_stand(at.knowledge_base, at.engine().snapshot.document_text)
+        rows = visible.golden_rows(at)
         counts = {name: sum(row["state"] == name for row in rows) for name in _STATES}
         # What waits for somebody comes first.
         wanted = state if state in counts else next((s for s in _STATES[:2] if counts[s]), "approved")
@@ -151,10 +153,12 @@ def _add_golden(router: APIRouter) -> None:
 def _add_report(router: APIRouter) -> None:
     @router.get("/report")
     def report(request: Request, at: Reader) -> Response:
+        visible.check_report(at)
         return page(request, at, "report.html", report=_latest(at))
 
     @router.get("/report/page")
     def report_page(at: Reader) -> Response:
+        visible.check_report(at)
         try:
             content = (_folder(at) / "report.html").read_bytes()
         except OSError as error:

@@ -6,11 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
 
+from api import visible
 from api.access import Reader, Session, Writer
 from api.console.charts import knots
 from api.console.pages import PageRoute, page, see
-from eval.compare import compare_releases
-from eval.evaluations import describe_evaluated, list_evaluated
 from knowledge_base.errors import HeadMovedError, NotFoundError
 from knowledge_base.history import list_branches
 from knowledge_base.home import MAIN
@@ -35,7 +34,7 @@ def release_pages() -> APIRouter:
         done: str = "",
     ) -> Response:
         repository = at.knowledge_base.repository
-        found = list_evaluated(at.knowledge_base, since, _PAGE + 1)
+        found = visible.releases(at, since, _PAGE + 1)
         main, more = found[:_PAGE], found[_PAGE:]
         branches = _own_releases(at, {entry["commit"] for entry in found}) if since == MAIN else []
         drawn = knots(main, branches)
@@ -51,7 +50,7 @@ def release_pages() -> APIRouter:
 
     @router.get("/release")
     def release(request: Request, at: Reader, ref: Ref = MAIN) -> Response:
-        described = describe_evaluated(at.knowledge_base, ref)
+        described = visible.release(at, ref)
         head = at.knowledge_base.repository.resolve(MAIN)
         return page(request, at, "release.html", release=described, ref=ref, head=head)
 
@@ -62,7 +61,7 @@ def release_pages() -> APIRouter:
         left: From,
         to: Ref = MAIN,
     ) -> Response:
-        found = compare_releases(at.knowledge_base, left, to)
+        found = visible.difference(at, left, to)
         refs = at.hosted.live.refs()
         return page(request, at, "diff.html", found=found, left=left, right=to, refs=refs)
 
@@ -82,8 +81,8 @@ def release_pages() -> APIRouter:
     @router.get("/rollback")
     def ask_rollback(request: Request, at: Writer, ref: Ref) -> Response:
         head = at.knowledge_base.repository.resolve(MAIN)
-        target = describe_evaluated(at.knowledge_base, ref)
-        found = compare_releases(at.knowledge_base, head, target["commit"])
+        target = visible.release(at, ref)
+        found = visible.difference(at, head, target["commit"])
         return page(request, at, "rollback.html", found=found, target=target, head=head)
 
     @router.post("/rollback")
@@ -94,6 +93,7 @@ def release_pages() -> APIRouter:
         expected: Annotated[str, Form(pattern="^[0-9a-f]{40}([0-9a-f]{24})?$")],
     ) -> Response:
         try:
+            at.about.update(ref=ref)
             commit = rollback(at.knowledge_base, ref, expected=expected)
         except HeadMovedError as error:
             raise HeadMovedError(
@@ -111,7 +111,7 @@ def _own_releases(at: Session, main: set[str]) -> list[list[dict[str, Any]]]:
     found = []
     for branch in list_branches(at.knowledge_base.repository):
         own: list[dict[str, Any]] = []
-        for entry in list_evaluated(at.knowledge_base, branch["branch"], _PAGE):
+        for entry in visible.releases(at, branch["branch"], _PAGE):
             if entry["commit"] in main:
                 break
             own.append(entry)
