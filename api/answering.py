@@ -3,11 +3,11 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from api.access import Reader, Session
 from api.problems import problem_of
@@ -16,7 +16,7 @@ from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Context, Event, ReleaseRef, Turn
 from rag.answer_log import Feedback
-from rag.filters import parse_conditions
+from rag.filters import CONDITION_PATTERN, parse_conditions
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,22 +24,34 @@ RELEASE_HEADER = "X-Plumbline-Release"
 """Carries the commit of the release that answered."""
 
 
+def _refuse_words(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError("it is not a number")
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_refuse_words)]
+"""As JSON has it: 5 and 5.0, neither "5" nor true."""
+
+
 class Search(BaseModel):
     """What to search for, in which release, among which passages."""
 
     model_config = ConfigDict(extra="forbid")
 
-    question: str = Field(min_length=1, max_length=8000)
+    question: str = Field(min_length=1, max_length=8000, json_schema_extra={"pattern": r"\S"})
     ref: str = Field(default=MAIN, min_length=1, max_length=200)
-    top_k: int | None = Field(default=None, ge=1, le=100)
-    where: list[str] = Field(default=[], max_length=20, description='Such as "path=guides/*".')
+    top_k: WholeNumber | None = Field(default=None, ge=1, le=100)
+    where: list[Annotated[str, Field(json_schema_extra={"pattern": CONDITION_PATTERN})]] = Field(
+        default=[], max_length=20, description='Such as "path=guides/*".'
+    )
 
 
 class Question(Search):
     """What to answer, after what was said before."""
 
     history: list[Turn] = Field(default=[], max_length=50)
-    stream: bool = False
+    stream: StrictBool = False
 
 
 class Results(BaseModel):

@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 
 from api.access import Reader, Session, Writer
 from api.idempotency import IdempotencyKey
-from api.job_routes import Limit, start_job
+from api.job_routes import Asked, Limit, start_job
 from api.jobs import Job, Work, files_in
 from api.uploads import UPLOAD_BODY, receive_files
-from knowledge_base.errors import NotFoundError, UsageError
+from knowledge_base.errors import NotFoundError
 from knowledge_base.home import MAIN
 from knowledge_base.release import DOCUMENTS_PREFIX
 from rag.answer import ReleaseRef
@@ -53,7 +53,7 @@ class DocumentText(BaseModel):
     text: str
 
 
-class Ingest(BaseModel):
+class Ingest(Asked):
     """What to publish the files on disk as."""
 
     branch: str = Field(default=MAIN, min_length=1, max_length=100)
@@ -97,10 +97,8 @@ def document_routes() -> APIRouter:
         text = engine.snapshot.document_text(path)
         last = len(text) if end is None else end
         if not start <= last <= len(text):
-            raise UsageError(
-                f"{path} has {len(text)} characters: there is no {start} to {last}.",
-                hint="Leave out start and end.",
-            )
+            hint = f"The text has {len(text)} characters."
+            raise NotFoundError("part of the document", f"{path}[{start}:{last}]", hint=hint)
         return DocumentText(
             path=path, release=engine.release_ref, start=start, end=last, text=text[start:last]
         )

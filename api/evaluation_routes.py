@@ -5,14 +5,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, StrictBool, ValidationError
 
 from api import visible
 from api.access import Reader, Writer
 from api.idempotency import IdempotencyKey
-from api.job_routes import Limit, start_job
+from api.job_routes import Asked, Limit, start_job
 from api.jobs import Job, Work
-from api.version_routes import Asked
 from eval.evaluations import Evaluations, Kept
 from eval.gate import Status
 from eval.golden import GoldenQuestion, State
@@ -56,7 +55,7 @@ class Evaluate(Asked):
 
     ref: str = Field(default=MAIN, min_length=1, max_length=200)
     baseline: str = Field(default=MAIN, min_length=1, max_length=200)
-    again: bool = False
+    again: StrictBool = False
 
 
 class GoldenEntry(GoldenQuestion):
@@ -81,7 +80,7 @@ class NewQuestion(Asked):
     answer: str | None = Field(default=None, max_length=8000)
     document: str | None = Field(default=None, max_length=1024)
     quote: str | None = Field(default=None, max_length=8000)
-    unanswerable: bool = False
+    unanswerable: StrictBool = False
     forbidden: tuple[str, ...] = Field(default=(), max_length=100)
     tags: tuple[str, ...] = Field(default=(), max_length=100)
     state: Literal["candidate", "approved"] = "candidate"
@@ -123,7 +122,7 @@ def _add_evaluations(router: APIRouter) -> None:
         return EvaluationPage(evaluations=[_entry(one) for one in seen], next=more)
 
     @router.get("/evaluations/{id}")
-    def show_evaluation(id: Annotated[str, InPath(pattern=COMMIT)], at: Reader) -> Evaluation:
+    def show_evaluation(id: Annotated[str, InPath(min_length=1, max_length=64)], at: Reader) -> Evaluation:
         """Show a verdict with every answer and score that it rests on."""
         kept = Evaluations(at.knowledge_base.repository)
         found = kept.evaluation(id)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from api.cli_common import gate_of, open_knowledge_base
-from api.jobs import Failure, FileVerdict, Job, Jobs, Progress
+from api.jobs import Failure, FileVerdict, Job, Jobs, Progress, Said
 from api.settings import silence
 from knowledge_base.durable import exclusive_lock
 from knowledge_base.errors import PlumblineError
@@ -81,19 +81,13 @@ def _ingest(knowledge_base: KnowledgeBase, jobs: Jobs, job: Job) -> _Outcome:
 
 def _verdicts(paths: tuple[str, ...], documents: dict[str, Any]) -> tuple[FileVerdict, ...]:
     failed = {item["path"]: item["reason"] for item in documents["failed"]}
-    found = []
-    for path in paths:
-        if path in failed:
-            found.append(FileVerdict(path=path, verdict="failed", reason=failed[path]))
-        elif path in documents["added"]:
-            found.append(FileVerdict(path=path, verdict="added"))
-        elif path in documents["changed"]:
-            found.append(FileVerdict(path=path, verdict="changed"))
-        elif path in documents["deleted"]:
-            found.append(FileVerdict(path=path, verdict="deleted"))
-        else:
-            found.append(FileVerdict(path=path, verdict="unchanged"))
-    return tuple(found)
+    told: dict[str, Said] = dict.fromkeys(failed, "failed")
+    for said in ("added", "changed", "deleted", "quarantined"):
+        told.update(dict.fromkeys(documents[said], said))
+    return tuple(
+        FileVerdict(path=path, verdict=told.get(path, "unchanged"), reason=failed.get(path, ""))
+        for path in paths
+    )
 
 
 def _evaluate(knowledge_base: KnowledgeBase, jobs: Jobs, job: Job) -> _Outcome:

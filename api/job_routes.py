@@ -6,16 +6,22 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from api import visible
-from api.access import Reader, Session, Writer
+from api.access import Session, Writer
 from api.idempotency import Claim, fingerprint
 from api.jobs import ID, Job, State, Work
 from knowledge_base.errors import NotFoundError
 
 JobId = Annotated[str, InPath(pattern=ID, description="As in the job's `id`.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
+
+
+class Asked(BaseModel):
+    """The base of request bodies: a misspelt member is refused."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class JobPage(BaseModel):
@@ -31,7 +37,7 @@ def job_routes() -> APIRouter:
 
     @router.get("/jobs")
     def list_jobs(
-        at: Reader,
+        at: Writer,
         state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
         after: Annotated[str | None, Query(pattern=ID, description="`next` of the page before.")] = None,
         limit: Limit = 100,
@@ -52,7 +58,7 @@ def job_routes() -> APIRouter:
         return JobPage(jobs=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
 
     @router.get("/jobs/{id}")
-    def show_job(id: JobId, at: Reader) -> Job:
+    def show_job(id: JobId, at: Writer) -> Job:
         """Show how far a job is, or how it ended."""
         return visible.job(at, at.jobs.get(id))
 

@@ -27,6 +27,7 @@ from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.version_store import LAKEFS
 
 Kind = Literal["upload", "delete", "ingest", "evaluate", "promote"]
+Said = Literal["added", "changed", "unchanged", "deleted", "quarantined", "failed"]
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 
 ID = r"^[0-9]{8}T[0-9]{6}-[0-9a-f]{8}$"
@@ -63,7 +64,7 @@ class FileVerdict(BaseModel):
     """What became of one document."""
 
     path: str
-    verdict: Literal["added", "changed", "unchanged", "deleted", "failed"]
+    verdict: Said
     reason: str = ""
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool
 
 from api.access import Session, Visit, Visitor
 from api.answering import RELEASE_HEADER, begin, record, stream_response
@@ -47,7 +47,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream has besides the text."""
 
-    include_usage: bool = False
+    include_usage: StrictBool = False
 
 
 class Completion(BaseModel):
@@ -55,7 +55,7 @@ class Completion(BaseModel):
 
     model: str = Field(min_length=1, max_length=300)
     messages: list[Message] = Field(min_length=1, max_length=200)
-    stream: bool = False
+    stream: StrictBool = False
     stream_options: StreamOptions | None = None
 
 

@@ -9,10 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Match
 
 from api.request_context import REQUEST_ID
 from knowledge_base.errors import (
     AlreadyExistsError,
+    BusyError,
     DirtyBranchError,
     ExpiredError,
     ForbiddenError,
@@ -51,9 +53,11 @@ _STATUSES = {
     ForbiddenError: 403,
     NotFoundError: 404,
     ExpiredError: 410,
+    BusyError: 429,
     KeyReusedError: 422,
     **dict.fromkeys(_CONFLICTS, 409),
 }
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _BY_EXIT_CODE = {1: 409, 2: 400}
 
 
@@ -93,7 +97,12 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(StarletteHTTPException)
     def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
         title = HTTPStatus(error.status_code).phrase.replace(" ", "")
-        return _response(problem(error.status_code, title, str(error.detail), "See /openapi.json."))
+        # The headers too: 405 has to say what is allowed, 401 how to authenticate, 429 when to come back.
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_allowed(request))
+        body = problem(error.status_code, title, str(error.detail), "See /openapi.json.")
+        return _response(body, headers)
 
     @app.exception_handler(Exception)
     def broken(request: Request, error: Exception) -> JSONResponse:
@@ -101,6 +110,15 @@ def handle_errors(app: FastAPI) -> None:
         return _response(
             problem(500, "InternalError", "Something went wrong in the server.", "Its log says what.")
         )
+
+
+def _allowed(request: Request) -> list[str]:
+    """What may be done with an address; Starlette names the methods of the first route that fits alone."""
+    return [
+        method
+        for method in _METHODS
+        if any(r.matches({**request.scope, "method": method})[0] == Match.FULL for r in request.app.routes)
+    ]
 
 
 def problem_of(error: PlumblineError) -> dict[str, Any]:
@@ -130,6 +148,7 @@ def _say(error: Mapping[str, Any]) -> str:
     return f"{where}: {error['msg']}" if where else str(error["msg"])
 
 
-def _response(body: dict[str, Any]) -> JSONResponse:
-    headers = {"WWW-Authenticate": 'Bearer realm="plumbline"'} if body["status"] == 401 else None
+def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    if body["status"] == 401:
+        headers = {**(headers or {}), "WWW-Authenticate": 'Bearer realm="plumbline"'}
     return JSONResponse(body, body["status"], headers, media_type="application/problem+json")

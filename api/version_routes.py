@@ -10,7 +10,7 @@ from api import visible
 from api.access import Reader, Writer
 from api.document_routes import Ref
 from api.idempotency import IdempotencyKey, fingerprint
-from api.job_routes import Limit, start_job
+from api.job_routes import Asked, Limit, start_job
 from api.jobs import Job, Work
 from knowledge_base.history import list_branches, list_tags
 from knowledge_base.home import MAIN, check_branch
@@ -20,12 +20,6 @@ RefPath = Annotated[
     str, InPath(min_length=1, max_length=200, description="Branch, tag, commit or main@{date}.")
 ]
 Name = Annotated[str, InPath(min_length=1, max_length=100)]
-
-
-class Asked(BaseModel):
-    """The base of request bodies: a misspelt member is refused."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class LogEntry(BaseModel):

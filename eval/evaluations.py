@@ -101,9 +101,10 @@ class Evaluations:
 
     def evaluation(self, id: str) -> Kept:
         """One evaluation. Raises NotFoundError."""
-        kept = self._kept_in(self._repository.get_commit(id))
+        commit = self._repository.get_commit(id)
+        kept = self._kept_in(commit) if commit.id == id else None
         if kept is None:
-            raise NotFoundError("evaluation", id)
+            raise NotFoundError("evaluation", id, hint="GET /v1/evaluations lists them.")
         return kept
 
     def _kept_in(self, commit: Commit) -> Kept | None:

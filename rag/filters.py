@@ -20,6 +20,12 @@ from knowledge_base.snapshot import Selection, Snapshot
 from knowledge_base.version_store import Repository
 
 _CONDITION = re.compile(r"\s*([a-z]+(?:\.[^=~<>!]+?)?)\s*(!=|>=|<=|=|~|>|<)\s*(.+?)\s*", re.DOTALL)
+CONDITION_PATTERN = (
+    r"^\s*((path|title|heading)\s*(=|!=|~)|type\s*(=|!=)|meta\.[^=~<>!]+(=|!=|~|>=|<=|>|<))\s*\S.*$"
+    r"|^\s*page\s*(=|!=|>=|<=|>|<)\s*[0-9]{1,9}\s*$"
+    r"|^\s*changed\s*(>=|<)\s*20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])\s*$"
+)
+"""The conditions that everybody writes, for machines that read a schema; `parse_conditions` takes more."""
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _FIELDS = "path, type, title, heading, page, meta.KEY and changed"
 _HINT = f'For example --where "path=guides/*", with one of {_FIELDS}; see docs/answers.md.'

@@ -265,4 +265,4 @@ def test_a_full_queue_says_so(
     with exclusive_lock(knowledge_base.folder / "jobs" / "lock"):  # nothing is carried out
         assert upload(client, {"a.md": FACTS}).status_code == 202
         full = upload(client, {"b.md": FACTS})
-    assert (full.status_code, json.loads(full.text)["title"]) == (503, "BusyError")
+    assert (full.status_code, json.loads(full.text)["title"]) == (429, "BusyError")
