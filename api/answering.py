@@ -30,8 +30,8 @@ def _refuse_words(value: object) -> object:
     return value
 
 
-WholeNumber = Annotated[int, BeforeValidator(_refuse_words)]
-"""As JSON has it: 5 and 5.0, neither "5" nor true."""
+TopK = Annotated[int, Field(ge=1, le=100), BeforeValidator(_refuse_words)]
+"""A number as JSON has it: 5 and 5.0, neither "5" nor true."""
 
 
 class Search(BaseModel):
@@ -41,7 +41,7 @@ class Search(BaseModel):
 
     question: str = Field(min_length=1, max_length=8000, json_schema_extra={"pattern": r"\S"})
     ref: str = Field(default=MAIN, min_length=1, max_length=200)
-    top_k: WholeNumber | None = Field(default=None, ge=1, le=100)
+    top_k: TopK | None = None
     where: list[Annotated[str, Field(json_schema_extra={"pattern": CONDITION_PATTERN})]] = Field(
         default=[], max_length=20, description='Such as "path=guides/*".'
     )

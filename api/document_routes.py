@@ -157,8 +157,15 @@ def document_routes() -> APIRouter:
         work = Work(kind="delete", branch=branch, message=message, paths=(path,))
         with at.replies.claim(key) as claim:
             # One that is not there is refused at once, not by a job.
-            check = partial(_find, at, branch, path)
-            return start_job(at, claim, work, response, check=check)
+            # Asked of the branch itself: what is served may lag behind it by a moment.
+            repository = at.knowledge_base.repository
+            return start_job(
+                at,
+                claim,
+                work,
+                response,
+                check=lambda: _find(at, repository.resolve(branch), path),
+            )
 
     @router.post("/ingest", status_code=202)
     def publish_working_copy(body: Ingest, at: Writer, response: Response, key: IdempotencyKey = None) -> Job:

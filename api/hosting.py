@@ -33,7 +33,7 @@ class Hosted:
     @cached_property
     def runner(self) -> Runner:
         """What carries out the jobs while the server runs."""
-        return Runner(self.jobs)
+        return Runner(self.jobs, self.live.wake)
 
     @cached_property
     def replies(self) -> Replies:

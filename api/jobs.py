@@ -13,7 +13,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -249,10 +249,14 @@ def _moment(id: str) -> datetime:
 
 
 class Runner:
-    """Runs the queued jobs of one knowledge base, one after the other, each in a process of its own."""
+    """Runs the queued jobs of one knowledge base, one after the other, each in a process of its own.
 
-    def __init__(self, jobs: Jobs) -> None:
+    `after` is called when one has ended: main may be elsewhere.
+    """
+
+    def __init__(self, jobs: Jobs, after: Callable[[], None] = lambda: None) -> None:
         self._jobs = jobs
+        self._after = after
         self._wake = threading.Event()
         self._stopping = False
         self._child: subprocess.Popen[bytes] | None = None
@@ -295,6 +299,7 @@ class Runner:
                 child.stdin.close()
             code = child.wait()
             self._child = None
+        self._after()
         job = self._jobs.get(begun.id)  # `running` becomes `interrupted`
         if job == begun and not self._stopping:
             # It never began. Left in the queue, it would be tried for ever.
