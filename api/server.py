@@ -22,6 +22,7 @@ from api.limits import Limited
 from api.observe import Metrics, metrics_routes
 from api.openai_routes import openai_routes
 from api.problems import PROBLEMS, handle_errors
+from api.report_routes import report_routes
 from api.serve_settings import ServeSettings
 from api.service_routes import service_routes
 from api.tracing import Tracing
@@ -63,6 +64,7 @@ def create_app(
     app.include_router(key_routes())
     app.include_router(version_routes())
     app.include_router(evaluation_routes())
+    app.include_router(report_routes())
     app.include_router(service_routes(host))
     app.include_router(gate_routes(host, gate_token))
     app.include_router(metrics_routes(metrics))

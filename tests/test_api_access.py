@@ -206,7 +206,8 @@ def test_a_caller_finds_all_that_is_open_to_them(door: Door) -> None:
 
 LISTS = """
 /v1/documents?limit=1000 /v1/documents?limit=1000&ref=main~1 /v1/releases /v1/releases/main
-/v1/releases/main~1 /v1/diff?from=main~1&to=main /v1/diff?from=main&to=main~1 /v1/golden /v1/evaluations /v1/jobs /v1/branches
+/v1/releases/main~1 /v1/diff?from=main~1&to=main /v1/diff?from=main&to=main~1
+/v1/golden /v1/evaluations /v1/jobs /v1/branches
 /v1/tags /v1/models /healthz
 / /releases /release /release?ref=main~1 /diff?from=main~1 /golden /evaluations /documents
 /documents?ref=main~1 /report
