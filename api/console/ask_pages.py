@@ -72,7 +72,7 @@ def _add_asking(router: APIRouter) -> None:
             with suppress(PlumblineError):  # asking works without the log
                 recent = list(filter(at.sees, at.answer_log.recent(_RECENT)))
         values = {"question": q, "ref": ref, "against": against, "refs": _refs(at), "recent": recent}
-        return page(request, at, "ask.html", **values)
+        return page(request, at, "ask.html", values)
 
     @router.post("/ask")
     def answer(
@@ -81,7 +81,8 @@ def _add_asking(router: APIRouter) -> None:
         engine = at.engine(ref)
         if "text/event-stream" in request.headers.get("accept", "") and not against:
             events = begin(engine.stream(question))
-            return stream_response(as_events(events, lambda made: record(at, made)))
+            lines = as_events(events, lambda made: record(at, made))
+            return stream_response(lines, engine.release_ref)
         made = [engine.ask(question)] + ([at.engine(against).ask(question)] if against else [])
         for one in made:
             record(at, one)
@@ -122,7 +123,7 @@ def _add_answers(router: APIRouter) -> None:
             citation=int(citation) if citation else None,
         )
         at.answer_log.rate(at.answer(id).id, feedback)
-        said = rating
+        said: str = rating
         if golden and at.caller.may("writer"):
             rows = from_feedback([(at.answer(id), feedback)], 1)
             said = "golden" if GoldenFiles(at.knowledge_base).add(rows, "generated") else "known"
@@ -136,7 +137,7 @@ def _show(request: Request, at: Session, answers: list[Answer], said: str = "") 
     values["against"] = answers[1].release.ref if len(answers) > 1 else ""
     # A script that streamed the answer asks for the finished part alone.
     template = "_answer.html" if request.headers.get("x-part") == "answer" else "answer.html"
-    return page(request, at, template, **values)
+    return page(request, at, template, values)
 
 
 def _shown(at: Session, answer: Answer, anchor: str) -> Shown:

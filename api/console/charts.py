@@ -118,8 +118,8 @@ def forest(metrics: Sequence[Mapping[str, Any]], width: float = 860.0) -> Forest
     rows = [metric for metric in metrics if metric["interval"] is not None and metric["delta"] is not None]
     if not rows:
         return None
-    values = [value for m in rows for value in (*m["interval"], -(m["margin"] or 0.0))]
-    reach = max(0.02, *(abs(value) for value in values)) * 1.08
+    values: list[float] = [value for m in rows for value in (*m["interval"], -(m["margin"] or 0.0))]
+    reach: float = max(0.02, *(abs(value) for value in values)) * 1.08
     left, right = _LABELS, width - _FIGURES
 
     def place(value: float) -> float:

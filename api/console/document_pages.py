@@ -45,9 +45,15 @@ def _add_documents(router: APIRouter) -> None:
         paths = sorted((path for path in snapshot.hashes() if find.lower() in path.lower()), key=str.encode)
         rest = [path for path in paths if path.encode() > after.encode()]
         shown = [(path, snapshot.titles(path)) for path in rest[:_PAGE]]
-        values = {"shown": shown, "total": len(paths), "ref": ref, "find": find}
-        more = shown[-1][0] if len(rest) > _PAGE else ""
-        return page(request, at, "documents.html", more=more, refs=at.hosted.live.refs(), **values)
+        values = {
+            "shown": shown,
+            "total": len(paths),
+            "ref": ref,
+            "find": find,
+            "more": shown[-1][0] if len(rest) > _PAGE else "",
+            "refs": at.hosted.live.refs(),
+        }
+        return page(request, at, "documents.html", values)
 
     @router.get("/document")
     def document(
@@ -58,8 +64,14 @@ def _add_documents(router: APIRouter) -> None:
         start, end = min(start, len(text)), min(max(start, end), len(text))
         parts = (text[:start], text[start:end], text[end:])
         title = engine.snapshot.titles(path)
-        values = {"path": path, "ref": ref, "title": title, "commit": engine.release_ref.commit}
-        return page(request, at, "document.html", parts=parts, **values)
+        values = {
+            "path": path,
+            "ref": ref,
+            "title": title,
+            "commit": engine.release_ref.commit,
+            "parts": parts,
+        }
+        return page(request, at, "document.html", values)
 
     @router.post("/documents")
     async def upload(request: Request, at: Writer) -> Response:
@@ -91,11 +103,11 @@ def _add_jobs(router: APIRouter) -> None:
                 found.append(visible.job(at, at.jobs.get(name)))
             except NotFoundError:
                 continue  # tidied away since it was listed
-        return page(request, at, "jobs.html", jobs=found)
+        return page(request, at, "jobs.html", {"jobs": found})
 
     @router.get("/job")
     def job(request: Request, at: Writer, id: Annotated[str, Query(max_length=40)]) -> Response:
-        return page(request, at, "job.html", job=visible.job(at, at.jobs.get(id)))
+        return page(request, at, "job.html", {"job": visible.job(at, at.jobs.get(id))})
 
     @router.post("/job/retry")
     def retry(request: Request, at: Writer, id: Annotated[str, Form(max_length=40)]) -> Response:

@@ -50,7 +50,7 @@ def _add_evaluations(router: APIRouter) -> None:
         found = Evaluations(at.knowledge_base.repository).history(after, _PAGE + 1)
         more = found[_PAGE - 1].id if len(found) > _PAGE else ""
         values = {"kept": visible.evaluations(at, found[:_PAGE]), "more": more, "refs": at.hosted.live.refs()}
-        return page(request, at, "evaluations.html", **values)
+        return page(request, at, "evaluations.html", values)
 
     @router.get("/evaluation")
     def evaluation(
@@ -71,7 +71,8 @@ def _add_evaluations(router: APIRouter) -> None:
         told = verdict.as_json()
         primary = [metric["name"] for metric in told["metrics"] if metric["margin"] is not None]
         values = {"verdict_": told, "when": when, "forest": forest(told["metrics"]), "primary": primary}
-        return page(request, at, "evaluation.html", rows=_compared(new, old, primary), **values)
+        values["rows"] = _compared(new, old, primary)
+        return page(request, at, "evaluation.html", values)
 
     @router.post("/evaluations")
     def start(request: Request, at: Writer, ref: Chosen, baseline: Chosen) -> Response:
@@ -126,7 +127,7 @@ def _add_golden(router: APIRouter) -> None:
         # What waits for somebody comes first.
         wanted = state if state in counts else next((s for s in _STATES[:2] if counts[s]), "approved")
         chosen = [row for row in rows if row["state"] == wanted]
-        return page(request, at, "golden.html", rows=chosen, counts=counts, state=wanted)
+        return page(request, at, "golden.html", {"rows": chosen, "counts": counts, "state": wanted})
 
     @router.post("/golden")
     def review(
@@ -154,7 +155,7 @@ def _add_report(router: APIRouter) -> None:
     @router.get("/report")
     def report(request: Request, at: Reader) -> Response:
         visible.check_report(at)
-        return page(request, at, "report.html", report=_latest(at))
+        return page(request, at, "report.html", {"report": _latest(at)})
 
     @router.get("/report/page")
     def report_page(at: Reader) -> Response:

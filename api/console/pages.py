@@ -82,10 +82,15 @@ def check_same_origin(request: Request) -> None:
 
 
 def page(
-    request: Request, at: Session | None, template: str, *, status: int = 200, **values: Any
+    request: Request, at: Session | None, template: str, values: Mapping[str, object], status: int = 200
 ) -> HTMLResponse:
     """A page in its frame; `at` is None where it is about no knowledge base."""
-    context = {"at": at, "kb": at.name if at else "", "link": _linker(request, at), **values}
+    context: dict[str, object] = {
+        "at": at,
+        "kb": at.name if at else "",
+        "link": _linker(request, at),
+        **values,
+    }
     context["theme"] = request.cookies.get(_THEME, "auto")
     context["request_path"] = request.url.path
     context["here"] = request.url.path + (f"?{request.url.query}" if request.url.query else "")
@@ -96,8 +101,7 @@ def page(
 
 def error_page(request: Request, status: int, message: str, hint: str) -> HTMLResponse:
     """What went wrong and what to do next, as a page."""
-    values = {"message": message, "hint": hint, "code": status}
-    return page(request, None, "error.html", status=status, **values)
+    return page(request, None, "error.html", {"message": message, "hint": hint, "code": status}, status)
 
 
 def see(request: Request, at: Session | None, path: str, /, **query: Any) -> RedirectResponse:

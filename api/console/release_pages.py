@@ -10,7 +10,7 @@ from api import visible
 from api.access import Reader, Session, Writer
 from api.console.charts import knots
 from api.console.pages import PageRoute, page, see
-from knowledge_base.errors import HeadMovedError, NotFoundError
+from knowledge_base.errors import NotFoundError
 from knowledge_base.history import list_branches
 from knowledge_base.home import MAIN
 from knowledge_base.lifecycle import rollback
@@ -46,13 +46,13 @@ def release_pages() -> APIRouter:
             "first": since == MAIN,
             "done": done,
         }
-        return page(request, at, "releases.html", **values)
+        return page(request, at, "releases.html", values)
 
     @router.get("/release")
     def release(request: Request, at: Reader, ref: Ref = MAIN) -> Response:
         described = visible.release(at, ref)
         head = at.knowledge_base.repository.resolve(MAIN)
-        return page(request, at, "release.html", release=described, ref=ref, head=head)
+        return page(request, at, "release.html", {"release": described, "ref": ref, "head": head})
 
     @router.get("/diff")
     def diff(
@@ -62,8 +62,8 @@ def release_pages() -> APIRouter:
         to: Ref = MAIN,
     ) -> Response:
         found = visible.difference(at, left, to)
-        refs = at.hosted.live.refs()
-        return page(request, at, "diff.html", found=found, left=left, right=to, refs=refs)
+        values = {"found": found, "left": left, "right": to, "refs": at.hosted.live.refs()}
+        return page(request, at, "diff.html", values)
 
     @router.get("/diff/document")
     def document(
@@ -76,14 +76,14 @@ def release_pages() -> APIRouter:
     ) -> Response:
         old, new = _text(at, left, before or path), _text(at, to, path)
         values: dict[str, Any] = {"path": path, "left": left, "right": to, "lines": _lines(old, new)}
-        return page(request, at, "diff_document.html", **values)
+        return page(request, at, "diff_document.html", values)
 
     @router.get("/rollback")
     def ask_rollback(request: Request, at: Writer, ref: Ref) -> Response:
         head = at.knowledge_base.repository.resolve(MAIN)
         target = visible.release(at, ref)
         found = visible.difference(at, head, target["commit"])
-        return page(request, at, "rollback.html", found=found, target=target, head=head)
+        return page(request, at, "rollback.html", {"found": found, "target": target, "head": head})
 
     @router.post("/rollback")
     def roll_back(
@@ -92,14 +92,8 @@ def release_pages() -> APIRouter:
         ref: Annotated[str, Form(min_length=1, max_length=200)],
         expected: Annotated[str, Form(pattern="^[0-9a-f]{40}([0-9a-f]{24})?$")],
     ) -> Response:
-        try:
-            at.about.update(ref=ref)
-            commit = rollback(at.knowledge_base, ref, expected=expected)
-        except HeadMovedError as error:
-            raise HeadMovedError(
-                "Another release was published while you decided.",
-                hint="Look at the releases again before going back.",
-            ) from error
+        at.about.update(ref=ref)
+        commit = rollback(at.knowledge_base, ref, expected=expected)
         at.hosted.live.follow()
         return see(request, at, "/releases", done=commit.id)
 

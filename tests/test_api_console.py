@@ -1,0 +1,206 @@
+"""The console over plain HTTP, as a browser without JavaScript uses it."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+import httpx
+import pytest
+
+from api.console.charts import forest, knots
+from tests.console_site import PAYLOADS, Site
+from tests.console_site import site as site
+
+PAGES = (
+    "/",
+    "/releases",
+    "/release?ref=main",
+    "/diff?from=first&to=main",
+    "/diff/document?path=install.md&from=first&to=main",
+    "/rollback?ref=first",
+    "/evaluations",
+    "/evaluation?ref=slim",
+    "/golden",
+    "/golden?state=approved",
+    "/documents",
+    "/document?path=install.md",
+    "/jobs",
+    "/report",
+)
+
+
+class _Read(HTMLParser):
+    """Collects the text of a page, and refuses what would run or fetch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        assert tag not in ("img", "object", "embed", "base", "style"), tag
+        assert tag != "script" or str(given.get("src")).startswith("/static/app.js"), given
+        assert tag != "iframe" or given.get("src") == "/report/page", given
+        assert not any(name.startswith("on") or name == "style" for name in given), given
+        for name in ("src", "href", "action", "formaction"):
+            assert re.match(r"[/#](?!/)", given.get(name) or "/"), given
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def harmless(page: str) -> str:
+    """The text of a page in which nothing runs, and that fetches nothing from elsewhere."""
+    reader = _Read()
+    reader.feed(page)
+    return reader.text
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=site.url, timeout=60, follow_redirects=True) as made:
+        yield made
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_is_whole_and_runs_nothing_of_its_own(client: httpx.Client, path: str) -> None:
+    reply = client.get(path)
+    assert reply.status_code == 200, reply.text
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert reply.text.rstrip().endswith("</html>")
+    harmless(reply.text)
+
+
+def test_an_answer_leads_to_the_exact_quote(client: httpx.Client) -> None:
+    reply = client.post("/ask", data={"question": "What is the default port of the server?"})
+    assert reply.url.path.startswith("/answers/")
+    assert '<a class="cite" href="#source-a-1"' in reply.text and 'id="source-a-1"' in reply.text
+    assert "<mark>The default port of the server is 9000.</mark>" in reply.text
+
+
+def test_two_releases_answer_side_by_side(client: httpx.Client) -> None:
+    asked = {"question": "What is the default port of the server?", "ref": "first", "against": "main"}
+    reply = client.post("/ask", data=asked)
+    assert reply.url.path == "/compare"
+    assert "is 8420.</mark>" in reply.text and "is 9000.</mark>" in reply.text
+    assert "answer differently" in reply.text
+
+
+def test_an_answer_streams_to_a_script(client: httpx.Client) -> None:
+    asked = {"question": "What is the default port of the server?"}
+    reply = client.post("/ask", data=asked, headers={"Accept": "text/event-stream"})
+    events = re.findall(r"^event: (\w+)$", reply.text, re.M)
+    assert events[0] == "retrieval" and events[-2:] == ["citations", "done"]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_what_is_asked_and_quoted_is_text(client: httpx.Client, payload: str) -> None:
+    reply = client.post("/ask", data={"question": f"What does the wombat say? {payload}"})
+    assert reply.status_code == 200
+    assert payload in harmless(reply.text)
+
+
+def test_a_correction_becomes_a_golden_candidate(client: httpx.Client) -> None:
+    answer = client.post("/ask", data={"question": "How many requests may a key send?"})
+    said = {"rating": "down", "correction": "600 per minute", "golden": "yes"}
+    reply = client.post(f"{answer.url.path}/feedback", data=said)
+    assert "waits in the" in reply.text
+    waiting = client.get("/golden?state=candidate").text
+    assert "600 per minute" in waiting
+    client.post("/golden", data={"id": "old", "state": "retired"}).raise_for_status()
+    assert "Who gives refunds?" in client.get("/golden?state=retired").text
+
+
+def test_a_rollback_serves_the_release_again(client: httpx.Client, site: Site) -> None:
+    head = site.knowledge_base.repository.resolve("main")
+    target = site.knowledge_base.repository.resolve("first")
+    page = client.get("/rollback", params={"ref": "first"}).text
+    assert f'name="expected" value="{head}"' in page and f'name="ref" value="{target}"' in page
+    form = {"ref": target, "expected": head}
+    reply = client.post("/rollback", data=form)
+    assert "Rolled back" in reply.text
+    answer = client.post("/ask", data={"question": "What is the default port of the server?"})
+    assert "8420" in answer.text
+    again = client.post("/rollback", data=form)
+    assert again.status_code == 409 and "That did not work" in again.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://elsewhere.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "null"},
+    ],
+)
+def test_no_other_site_can_post(client: httpx.Client, site: Site, headers: dict[str, str]) -> None:
+    head = site.knowledge_base.repository.resolve("main")
+    form = {"ref": "first", "expected": head}
+    assert client.post("/rollback", data=form, headers=headers).status_code in (401, 403)
+    assert site.knowledge_base.repository.resolve("main") == head
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/release?ref=nowhere", 404),
+        ("/answers/none", 404),
+        ("/document?path=none.md", 404),
+        ("/diff?to=main", 422),
+        ("/static/../server.py", 404),
+        ("/static/app.py", 404),
+        ("/?kb=other", 404),
+    ],
+)
+def test_errors_are_pages(client: httpx.Client, path: str, status: int) -> None:
+    reply = client.get(path)
+    assert reply.status_code == status
+    assert path.startswith("/static/..") or "That did not work" in reply.text
+
+
+def test_the_theme_is_remembered_and_leads_nowhere_else(client: httpx.Client) -> None:
+    reply = client.post("/theme", data={"theme": "dark", "back": "https://elsewhere.example//x?y=1"})
+    assert 'data-theme="dark"' in client.get("/").text
+    assert reply.history[0].headers["location"] == "/x?y=1"
+
+
+def test_the_report_is_framed_without_rights(client: httpx.Client) -> None:
+    assert '<iframe class="report-frame" src="/report/page"' in client.get("/report").text
+    assert client.get("/report/page").headers["content-security-policy"].startswith("sandbox;")
+
+
+# -- charts ------------------------------------------------------------------------------------
+
+
+def _entry(commit: str, parent: str, verdict: str = "PASS") -> dict[str, object]:
+    return {"commit": commit, "parents": [parent], "verdict": verdict, "evaluated": ""}
+
+
+def test_candidates_stand_above_the_release_they_were_made_from() -> None:
+    main = [_entry("c", "b"), _entry("b", "a"), _entry("a", "0")]
+    side = [_entry("y", "x", "FAIL"), _entry("x", "a")]
+    drawn = knots(main, [side, [_entry("z", "b", "UNEVALUATED")]])
+    assert [(knot.entry["commit"], knot.lane) for knot in drawn] == [
+        ("c", 0),
+        ("z", 1),
+        ("b", 0),
+        ("y", 1),
+        ("x", 1),
+        ("a", 0),
+    ]
+    assert [knot.kind for knot in drawn] == ["good", "unsure", "good", "bad", "good", "good"]
+    assert drawn[0].live and not drawn[0].above and not drawn[-1].below
+    assert drawn[-1].forks == (1,) and drawn[3].through == (0,)
+
+
+def test_a_stick_left_of_its_margin_is_bad_only_when_it_is_credibly_worse() -> None:
+    metric = {"name": "recall", "candidate": 0.5, "baseline": 0.6, "n": 9, "margin": 0.05}
+    cases = {(-0.2, -0.3, -0.1): "bad", (-0.02, -0.1, 0.05): "unsure", (0.01, -0.02, 0.04): "good"}
+    for (delta, low, high), kind in cases.items():
+        plot = forest([{**metric, "delta": delta, "interval": (low, high)}])
+        assert plot is not None
+        stick = plot.sticks[0]
+        assert stick.kind == kind and plot.left <= stick.low <= stick.point <= stick.high <= plot.right
+        assert stick.margin is not None and (stick.point < stick.margin) == (delta < -0.05)
+    assert forest([{**metric, "delta": None, "interval": None}]) is None
