@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.drift_statistics import paired_loss
-from eval.findings import Chart, Finding, Level, Section, insufficient, table
+from eval.findings import Chart, Finding, Level, Section, Table, insufficient, table
 from eval.gate import ZERO_TOLERANCE, Verdict
 from eval.golden import GoldenQuestion, load_golden
 from eval.monitors_release import documents_changed_by
@@ -101,9 +101,10 @@ def retrieval(night: Night) -> Section:
         said = f"{stale} golden question(s) are stale: `rag golden list`"
         findings.append(Finding(monitor="retrieval", check="stale", level="warn", said=said, n=stale))
     values = {f"golden_{m.name}": m.candidate for m in night.verdict.metrics if m.candidate is not None}
-    metrics = [(m.name, m.candidate, m.baseline, m.delta, m.n) for m in night.verdict.metrics]
-    tables.append(table("Metrics", ("metric", "served", "reference", "change", "questions"), metrics))
-    if old is not None and not night.at_reference:
+    if night.at_reference:
+        old = None  # what the verdict compares with then is the release before
+    tables.append(_metrics(night.verdict, alone=old is None))
+    if old is not None:
         findings += _paired(night, new, old)
         changed = _changed_questions(night, new, old)
         values["golden_mean_jaccard"] = float(np.mean([row[1] for row in changed]))
@@ -139,6 +140,14 @@ def _gate(night: Night) -> Finding:
     return Finding.model_validate(
         {"monitor": "retrieval", "check": "gate", "level": level, "said": said, "n": verdict.questions}
     )
+
+
+def _metrics(verdict: Verdict, *, alone: bool) -> Table:
+    rows = [
+        (m.name, m.candidate, None if alone else m.baseline, None if alone else m.delta, m.n)
+        for m in verdict.metrics
+    ]
+    return table("Metrics", ("metric", "served", "reference", "change", "questions"), rows)
 
 
 def _alone(verdict: Verdict) -> Finding:
