@@ -10,6 +10,7 @@ Rates, times and paired scores are simulated, with blocks that differ as readers
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def aa_questions(pool: Pool, runs: int, *, correlated: bool) -> dict[str, list[b
         p_values["naive MMD, no blocks"] = block_mmd(single, seed, RESAMPLES).p
         for name, p in p_values.items():
             found.setdefault(name, []).append(p <= NOMINAL)
-        tell("questions", seed, runs)
+        tell("questions", seed, runs, found)
     return found
 
 
@@ -161,7 +162,7 @@ def aa_evidently(pool: Pool, runs: int, *, correlated: bool) -> dict[str, list[b
             warnings.simplefilter("ignore")
             for name, detector in detectors.items():
                 found[name].append(bool(detector(*frames)[1]))
-        tell("evidently", seed, runs)
+        tell("evidently", seed, runs, found)
     return found
 
 
@@ -227,7 +228,7 @@ def aa_nights(pool: Pool, runs: int) -> dict[str, list[bool]]:
         found["pages"].append("page" in levels[AUC_FLOOR])
         found["warns or pages"].append(bool(levels[AUC_FLOOR]))
         found["p-values alone page"].append("page" in levels[0.0])
-        tell("nights", seed, runs)
+        tell("nights", seed, runs, found)
     return found
 
 
@@ -253,7 +254,7 @@ def power(pool: Pool, runs: int) -> Iterator[tuple[str, float, float]]:
                 auc = domain_classifier(sample, seed, 1).statistic
                 hits.append(block_mmd(sample, seed, RESAMPLES).p <= NOMINAL and auc >= AUC_FLOOR)
             yield f"{kind}, {blocks} sessions", share, float(np.mean(hits))
-            tell(f"power {kind} {share}", runs - 1, runs)
+            tell(f"power {kind} {share}", runs - 1, runs, {"found": hits})
 
 
 def _inject(
@@ -302,9 +303,12 @@ def band(runs: int, level: float) -> tuple[float, float]:
 _started = time.monotonic()
 
 
-def tell(what: str, run: int, runs: int) -> None:
+def tell(what: str, run: int, runs: int, alarms: Mapping[str, list[bool]] | None = None) -> None:
+    """On standard error, how far a part is, and the rates so far."""
     if (run + 1) % 50 == 0 or run + 1 == runs:
-        print(f"{time.monotonic() - _started:.0f} s: {what} {run + 1} of {runs}", flush=True)
+        rates = ", ".join(f"{name} {np.mean(hits):.1%}" for name, hits in (alarms or {}).items())
+        told = f"{time.monotonic() - _started:.0f} s: {what} {run + 1} of {runs}  {rates}"
+        print(told, file=sys.stderr, flush=True)
 
 
 PARTS = ("questions", "evidently", "answers", "nights", "power", "power of figures")
