@@ -47,6 +47,7 @@ def draw(chart: Chart) -> str:
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="\w+_\w+"', "", svg)  # of groups: equal in every chart, and named by nothing
     return (
         svg.replace("<svg ", f'<svg role="img" aria-label="{_attribute(chart.title)}" ', 1)
         .replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
