@@ -72,10 +72,18 @@ def open_page(browser: "Browser", site: Site) -> Open:
             ):
                 wrong.append(message.text)
 
+        def asked(request: Any) -> None:
+            if urlsplit(request.url).netloc not in (own, ""):
+                wrong.append(request.url)
+
+        def opened(dialog: Any) -> None:
+            wrong.append(f"dialog {dialog.message}")
+            dialog.dismiss()
+
         page.on("console", told)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda asked: urlsplit(asked.url).netloc in (own, "") or wrong.append(asked.url))
-        page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("request", asked)
+        page.on("dialog", opened)
         reply = page.goto(path)
         assert reply is not None and reply.status in allowed
         yield page
