@@ -6,12 +6,11 @@ that is free too early would let more work in than the limit says.
 """
 
 import asyncio
+import hashlib
 import ipaddress
-import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +19,15 @@ from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.observe import Metrics
-from api.problems import problem
+from api.refusals import Refused, Reply, busy, out_of_time, too_long, too_many, too_slow
 from api.serve_settings import ServeSettings
 
 ALWAYS_ANSWERED = ("/healthz", "/readyz", "/metrics")
 """What machines ask to find out how a server is: never refused for being busy."""
 _UPLOADS = (("POST", "/v1/documents"), ("POST", "/documents"))
 _REMEMBERED = 10_000
+_UNAUTHORIZED = 401
 _SPARE_THREADS = 8
-_LAST_WORD_SECONDS = 1.0
 
 
 def client_address(scope: Scope) -> str:
@@ -44,21 +43,16 @@ def client_address(scope: Scope) -> str:
 class Limited:
     """An application within limits.
 
-    `identify` says for whom a request counts; whatever it gives must not be free for the client to choose.
+    A request counts for the key that it carries, else for its address. Whoever makes keys up gains nothing:
+    each that is refused counts for the address, and with too many of them no key from there is looked at.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        settings: ServeSettings,
-        metrics: Metrics,
-        identify: Callable[[Scope], str] = client_address,
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
-        self._identify = identify
         self._rate = _Rate(settings.requests_per_minute)
+        self._wrong_keys = _Rate(settings.requests_per_minute)
         self._work = _Line(settings.concurrent_requests, settings.queued_requests, settings.queue_seconds)
         self._uploads = _Line(settings.concurrent_uploads, settings.queued_requests, settings.queue_seconds)
 
@@ -66,21 +60,26 @@ class Limited:
         """Answer one request, or refuse it."""
         if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
             return await self._app(scope, receive, send)
-        allowance = self._rate.take(self._identify(scope))
-        reply = _Reply(send, allowance.headers)
+        address, key = client_address(scope), dict(scope["headers"]).get(b"authorization")
+        allowance = self._wrong_keys.take(address, 0) if key else None
+        if allowance is None or not allowance.wait:
+            allowance = self._rate.take(hashlib.sha256(key).hexdigest() if key else address)
+        reply = Reply(send, allowance.headers)
         try:
             if allowance.wait:
-                raise _too_many(self._settings.requests_per_minute, allowance.wait)
+                raise too_many(self._settings.requests_per_minute, allowance.wait)
             if (scope["method"], scope["path"]) in _UPLOADS:
                 await self._answer(scope, self._counted(scope, receive), reply, upload=True)
             else:
                 await self._answer(scope, await self._read(scope, receive), reply, upload=False)
-        except _Refused as refusal:
+        except Refused as refusal:
             self._metrics.refused.labels(refusal.reason).inc()
             await reply.problem(refusal)
+        if key and reply.status == _UNAUTHORIZED:
+            self._wrong_keys.take(address)
         return None
 
-    async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply", *, upload: bool) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, reply: Reply, *, upload: bool) -> None:
         line = self._uploads if upload else self._work
         seconds = self._settings.upload_seconds if upload else self._settings.request_seconds
         with self._metrics.queued.track_inprogress():
@@ -97,8 +96,8 @@ class Limited:
             raise
         if work.done():
             return work.result()
-        refusal = _out_of_time(seconds)
-        if not reply.started:
+        refusal = out_of_time(seconds)
+        if not reply.status:
             raise refusal
         self._metrics.refused.labels(refusal.reason).inc()
         await reply.break_off(refusal)
@@ -108,7 +107,7 @@ class Limited:
         """The whole of a small body, given again at once; after it what the server has to say."""
         limit = self._settings.max_body_bytes
         if _announced(scope) > limit:
-            raise _too_long(limit)
+            raise too_long(limit)
         messages: list[Message] = []
         received, more = 0, True
         try:
@@ -119,9 +118,9 @@ class Limited:
                     received += len(message.get("body", b""))
                     more = message.get("more_body", False)
                     if received > limit:
-                        raise _too_long(limit)
+                        raise too_long(limit)
         except TimeoutError:
-            raise _too_slow(self._settings.body_seconds) from None
+            raise too_slow(self._settings.body_seconds) from None
         body = b"".join(message.get("body", b"") for message in messages)
         again = [{**messages[-1], "body": body}] if messages[-1]["type"] == "http.request" else messages[-1:]
 
@@ -134,7 +133,7 @@ class Limited:
         """A long body as it comes, counted; what is raised reaches the route that reads it."""
         limit, patience = self._settings.max_upload_bytes, self._settings.body_seconds
         if _announced(scope) > limit:
-            raise _too_long(limit)
+            raise too_long(limit)
         received, complete = 0, False
 
         async def counted() -> Message:
@@ -144,11 +143,11 @@ class Limited:
                 async with asyncio.timeout(None if complete else patience):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, _too_slow(patience).detail) from None
+                raise HTTPException(408, too_slow(patience).detail) from None
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > limit:
-                raise HTTPException(413, _too_long(limit).detail)
+                raise HTTPException(413, too_long(limit).detail)
             return message
 
         return counted
@@ -165,106 +164,6 @@ def _announced(scope: Scope) -> int:
     return int(given) if given.isdigit() else 0
 
 
-# -- refusing ----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Refused(Exception):
-    """A limit was met; `retry` is the number of seconds after which another try makes sense."""
-
-    status: int
-    reason: str
-    title: str
-    detail: str
-    hint: str
-    retry: int = 0
-    close: bool = False
-
-
-def _too_long(limit: int) -> _Refused:
-    detail = f"The body is longer than {limit} bytes."
-    return _Refused(413, "body", "ContentTooLarge", detail, "Send less at a time.", close=True)
-
-
-def _too_slow(seconds: float) -> _Refused:
-    detail = f"The body did not come in within {seconds:g} seconds."
-    return _Refused(408, "slow", "RequestTimeout", detail, "Send it without a pause.", close=True)
-
-
-def _too_many(limit: int, wait: int) -> _Refused:
-    detail = f"More than {limit} requests a minute."
-    return _Refused(429, "rate", "TooManyRequests", detail, f"Wait {wait} seconds.", retry=wait)
-
-
-def _busy() -> _Refused:
-    detail = "The server has as many requests as it can answer in time."
-    return _Refused(503, "busy", "ServiceUnavailable", detail, "Try again in a second.", retry=1)
-
-
-def _out_of_time(seconds: float) -> _Refused:
-    detail = f"The answer took longer than {seconds:g} seconds."
-    return _Refused(504, "time", "GatewayTimeout", detail, "Ask for less, or raise request_seconds.")
-
-
-class _Reply:
-    """What goes back to the client: from the application, or once in its place from us."""
-
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
-        self._send = send
-        self._headers = headers
-        self._closed = False
-        self._stream = False
-        self.started = False
-
-    async def send(self, message: Message) -> None:
-        """Pass on what the application says, while it is still its turn."""
-        if self._closed:
-            raise OSError("The client was told that it takes too long.")
-        if message["type"] == "http.response.start":
-            self.started = True
-            self._stream = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
-            message = {**message, "headers": [*message["headers"], *self._headers]}
-        await self._send(message)
-
-    async def problem(self, refusal: _Refused) -> None:
-        """Refuse a request that nothing was said to yet."""
-        self._closed = True
-        body = _problem(refusal)
-        headers = [
-            (b"content-type", b"application/problem+json"),
-            (b"content-length", str(len(body)).encode()),
-            *self._headers,
-        ]
-        if refusal.retry:
-            headers.append((b"retry-after", str(refusal.retry).encode()))
-        if refusal.close:  # what the client still sends would otherwise be read to its end
-            headers.append((b"connection", b"close"))
-        await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def break_off(self, refusal: _Refused) -> None:
-        """End a stream with an error event; anything else just ends, and the connection with it."""
-        self._closed = True
-        if not self._stream:
-            return
-        event = b"event: error\ndata: " + _problem(refusal) + b"\n\n"
-        try:
-            async with asyncio.timeout(_LAST_WORD_SECONDS):
-                await self._send({"type": "http.response.body", "body": event})
-        except TimeoutError:  # it does not read: the server closes the connection
-            pass
-
-
-def _problem(refusal: _Refused) -> bytes:
-    body = problem(refusal.status, refusal.title, refusal.detail, refusal.hint)
-    # The second member is what clients of OpenAI's protocol look for.
-    error = {"message": refusal.detail, "type": refusal.title, "code": refusal.status}
-    return json.dumps({**body, "error": error}).encode()
-
-
-# -- counting ----------------------------------------------------------------------------------
-
-
 class _Line:
     """A number of places, and a short line of those who wait for one."""
 
@@ -275,15 +174,15 @@ class _Line:
         self._waiting = 0
 
     async def enter(self) -> None:
-        """Take a place. Raises _Refused when the line is full, or does not move."""
+        """Take a place. Raises Refused when the line is full, or does not move."""
         if self._places.locked() and self._waiting >= self._length:
-            raise _busy()
+            raise busy()
         self._waiting += 1
         try:
             async with asyncio.timeout(self._seconds):
                 await self._places.acquire()
         except TimeoutError:
-            raise _busy() from None
+            raise busy() from None
         finally:
             self._waiting -= 1
 
@@ -307,15 +206,15 @@ class _Rate:
         self._size = per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, client: str) -> _Allowance:
-        """Count one request."""
+    def take(self, client: str, count: int = 1) -> _Allowance:
+        """Count a request, or with a `count` of 0 only look."""
         if not self._size:
             return _Allowance(0)
         now, each = time.monotonic(), 60 / self._size
         left, when = self._buckets.pop(client, (float(self._size), now))
         left = min(self._size, left + (now - when) / each)
         allowed = left >= 1
-        left -= allowed
+        left -= count * allowed
         self._buckets[client] = (left, now)
         # The longest unseen is forgotten: it starts with a full bucket, which by then it mostly has.
         if len(self._buckets) > _REMEMBERED:

@@ -4,7 +4,7 @@ Names follow prometheus.io/docs/practices/naming: base units, `_total` for count
 a client could choose, since every value is a series that stays.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from api.access import Visitor
-from api.hosting import Host
+from api.hosting import Hosted
 from knowledge_base.release import EXTRACTIVE
 from rag.answer import Answer
 
@@ -25,7 +25,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 class Metrics:
     """The counters of one server."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Iterable[Hosted]) -> None:
         self.registry = made = CollectorRegistry()
         ProcessCollector(namespace="plumbline", registry=made)
         made.register(_Releases(host))
@@ -110,7 +110,7 @@ class Metrics:
 class _Releases(Collector):
     """What is served at the moment somebody looks."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Iterable[Hosted]) -> None:
         self._host = host
 
     def collect(self) -> Iterator[Metric]:

@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fastapi import FastAPI, HTTPException, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api import limits
 from api.hosting import Host, Hosted
-from api.limits import client_address
+from api.limits import Limited, client_address
+from api.observe import Metrics
 from api.serve_settings import ServeSettings
 from api.server import create_app
 from api.serving import Live
@@ -132,6 +134,28 @@ def test_the_rate_of_one_client_is_not_anothers() -> None:
     for number in range(limits._REMEMBERED + 10):
         rate.take(str(number))
     assert len(rate._buckets) == limits._REMEMBERED
+
+
+def test_a_key_has_its_own_rate_and_made_up_keys_gain_nothing() -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    def only_with_a_key(request: Request) -> None:
+        if request.headers.get("authorization") not in ("Bearer one", "Bearer two"):
+            raise HTTPException(401)
+
+    metrics = Metrics(())
+    app.add_middleware(Limited, settings=ServeSettings(requests_per_minute=4), metrics=metrics)
+    with running(app) as url, httpx.Client(base_url=url, timeout=60) as client:
+
+        def ask(key: str, times: int) -> list[int]:
+            sent = {"Authorization": f"Bearer {key}"}
+            return [client.get("/", headers=sent).status_code for _ in range(times)]
+
+        assert ask("one", 5) == [200, 200, 200, 200, 429]
+        assert ask("two", 1) == [200]
+        assert [ask(f"made-up-{number}", 1)[0] for number in range(6)] == [401, 401, 401, 401, 429, 429]
+        assert client.get("/").status_code == 401
 
 
 def test_addresses_of_one_ipv6_network_are_one_client() -> None:
