@@ -73,7 +73,10 @@ def _engine(url: str) -> Engine:
             engine = create_engine(parsed)
             events.listen(engine, "connect", _wait_for_other_writers)
             return engine
-        limits = {"connect_timeout": _PATIENCE_SECONDS} if "psycopg" in parsed.get_driver_name() else {}
+        # Without the second one a host that vanished holds its callers for as long as TCP tries: minutes.
+        limits = {"connect_timeout": _PATIENCE_SECONDS, "tcp_user_timeout": _PATIENCE_SECONDS * 1000}
+        if "psycopg" not in parsed.get_driver_name():
+            limits = {}
         # A pooled connection is tried first: the server may have been restarted since.
         return create_engine(parsed, pool_pre_ping=True, pool_timeout=_PATIENCE_SECONDS, connect_args=limits)
     except ImportError as error:
