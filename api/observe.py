@@ -121,15 +121,21 @@ class _Releases(Collector):
         stale = GaugeMetricFamily(
             "plumbline_serving_stale", "1 while main's newest release cannot be opened.", labels=("kb",)
         )
-        documents = GaugeMetricFamily("plumbline_documents", "Documents of what is served.", labels=("kb",))
-        chunks = GaugeMetricFamily("plumbline_chunks", "Chunks of what is served.", labels=("kb",))
+        documents = GaugeMetricFamily(
+            "plumbline_documents", "Documents of what is served, without closed ones.", labels=("kb",)
+        )
+        chunks = GaugeMetricFamily(
+            "plumbline_chunks", "Chunks of what is served, without those of closed documents.", labels=("kb",)
+        )
         for one in self._host:
             engine = one.live.engine()
             embedder = engine.release.settings.embedder.model
             info.add_metric((one.name, engine.release_ref.commit, embedder), 1)
             stale.add_metric((one.name,), float(bool(one.live.problem)))
-            documents.add_metric((one.name,), engine.release.manifest.documents)
-            chunks.add_metric((one.name,), engine.release.manifest.chunks)
+            # Any key may read this page, so closed documents are not counted.
+            manifest = engine.seen_by(frozenset()).release.manifest
+            documents.add_metric((one.name,), manifest.documents)
+            chunks.add_metric((one.name,), manifest.chunks)
         yield from (info, stale, documents, chunks)
 
 

@@ -9,6 +9,7 @@ from fastapi import Path as InPath
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
+from api import visible
 from api.access import Session, Writer
 from api.job_routes import Limit
 from eval.nights import Nights
@@ -48,6 +49,7 @@ def report_routes() -> APIRouter:
         limit: Limit = 100,
     ) -> ReportPage:
         """List the nightly reports, newest first."""
+        visible.check_report(at)
         found = Nights(at.knowledge_base).before(after or date.max, limit + 1)[::-1]
         more = found[limit - 1]["date"] if len(found) > limit else None
         return ReportPage(reports=[ReportEntry.model_validate(one) for one in found[:limit]], next=more)
@@ -73,6 +75,7 @@ def report_routes() -> APIRouter:
 
 
 def _report(at: Session, day: str) -> dict[str, Any]:
+    visible.check_report(at)
     nights, found = Nights(at.knowledge_base), None
     if day == "latest":
         found = next(iter(nights.before(date.max, 1)), None)

@@ -18,7 +18,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
+from api.access import LOCAL
 from api.hosting import Host, Hosted
+from api.keys import Keys
 from api.logs import JsonLines
 from api.serve_settings import ServeSettings, read_serve_settings
 from api.server import create_app
@@ -220,9 +222,14 @@ def test_only_pages_of_named_origins_may_read_answers(
         knowledge_base, answer_log, cors_origins=[ORIGIN], requests_per_minute=1, log_questions=True
     ) as client:
         before = client.options("/v1/search", headers={"Origin": ORIGIN, **asked})
+        # Without a key only pages of the server's own are taken for whoever is at this machine.
+        keys = Keys(answer_log.url)
+        key, _ = keys.create("page", "reader", by=LOCAL)
+        keys.close()
+        sent = {"Origin": ORIGIN, "Authorization": f"Bearer {key}"}
         with log_lines() as lines:
-            answer = client.post("/v1/query", json=PORT_QUESTION, headers={"Origin": ORIGIN})
-        refused = client.post("/v1/query", json=PORT_QUESTION, headers={"Origin": ORIGIN})
+            answer = client.post("/v1/query", json=PORT_QUESTION, headers=sent)
+        refused = client.post("/v1/query", json=PORT_QUESTION, headers=sent)
         other = client.options("/v1/search", headers={"Origin": "https://other.example", **asked})
     assert before.status_code == 200 and other.status_code == 400
     assert [reply.status_code for reply in (answer, refused)] == [200, 429]
