@@ -11,7 +11,8 @@ echo         a bare FastAPI application that returns its JSON body: the price of
 Each side goes through the same list of questions and repeats none before its end (5,466 of them).
 Then ten times as many clients ask at once, main is rolled back and forth while the server's answers are
 watched for it, and with --soak its memory is. The clients are threads of this process: what they cost is in
-every figure of the last two sides.
+every figure of the last two sides. The server's limits are the default ones, but that a client may ask as
+often as it likes.
 """
 
 import http.client
@@ -42,6 +43,7 @@ from rag.engine import Engine, Shared
 ROUNDS = 5
 SWAPS = 10
 OVERLOAD = 10
+REFUSALS = (429, 503)
 PATIENCE = 120.0
 _ECHO = """
 import socket, sys, uvicorn
@@ -145,6 +147,7 @@ class Load:
 
     def __init__(self) -> None:
         self.milliseconds: list[float] = []
+        self.refused: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.seconds = 0.0
 
@@ -156,8 +159,11 @@ class Load:
                 question = next(questions)
                 begun = time.perf_counter()
                 status = ask(question)
-                self.milliseconds.append((time.perf_counter() - begun) * 1000)
+                taken = (time.perf_counter() - begun) * 1000
+                self.milliseconds.append(taken)
                 self.statuses[status] += 1
+                if status in REFUSALS:
+                    self.refused.append(taken)
 
         threads = [threading.Thread(target=work) for _ in range(clients)]
         begun = time.perf_counter()
@@ -171,6 +177,9 @@ class Load:
         """Percentiles and rate."""
         found = sorted(self.milliseconds)
         marks = {f"p{p}": round(found[min(len(found) - 1, len(found) * p // 100)], 2) for p in (50, 95, 99)}
+        if self.refused:
+            marks["refused_p50"] = round(statistics.median(self.refused), 2)
+            marks["refused_max"] = round(max(self.refused), 2)
         return {
             **marks,
             "max": round(found[-1], 2),
@@ -205,7 +214,7 @@ def measure(root: Path, folder: Path, clients: int, requests: int, soak: float) 
         crowd = {}
         for name in ("search, server", "query, server"):
             crowd[name] = Load()
-            crowd[name].run(sides[name], questions[name], OVERLOAD * clients, 5)
+            crowd[name].run(sides[name], questions[name], OVERLOAD * clients, 3)
         swaps = swap(root, port)
         memory = watch(pid, sides, questions, clients, soak) if soak else {}
     return {
@@ -287,6 +296,8 @@ def print_result(result: dict[str, Any]) -> None:
         show(title, columns, rows)
     for name, row in result["overload"].items():
         print(f"overload, {name}: statuses {row['statuses']}, slowest {row['max']} ms")
+        if "refused_p50" in row:
+            print(f"refused after {row['refused_p50']} ms at the median, {row['refused_max']} ms at most")
     swaps = result["rollback_served_after_ms"]
     print(f"a rollback is served after {statistics.median(swaps)} ms, at most {max(swaps)} ms")
     if memory := result["memory"]:
@@ -300,7 +311,7 @@ def main() -> None:
     """Measure at one size."""
     made = parser(__doc__ or "")
     made.add_argument("--chunks", type=int, default=10_000)
-    made.add_argument("--clients", type=int, default=8)
+    made.add_argument("--clients", type=int, default=16)
     made.add_argument("--requests", type=int, default=500, help="of each side and number of clients")
     made.add_argument("--soak", type=float, default=20.0, help="seconds under load, watching memory")
     made.add_argument("--folder", type=Path, help="where the knowledge base is kept for the next run")

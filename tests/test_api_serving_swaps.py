@@ -111,7 +111,9 @@ def test_answers_are_of_one_release_while_main_moves(
     write(sources, 0)
     first = ingest(empty_kb, list_sources([str(sources)]), IngestOptions()).commit
     releases = {first: texts_of(empty_kb, first)}
-    with rag_serve(empty_kb.root) as (process, url):
+    limits = tmp_path / "server.toml"
+    limits.write_text("[serve]\nrequests_per_minute = 0\n")  # all clients have one address
+    with rag_serve(empty_kb.root, "--settings", str(limits)) as (process, url):
         stop = threading.Event()
         threads = [Client(url, number, stop) for number in range(clients)]
         for thread in threads:
