@@ -4,17 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from api.hosting import Host, Hosted
+from api.keys import Caller
+from api.serve_settings import ServeSettings
+from api.server import create_app
+from api.serving import Live
 from knowledge_base.durable import exclusive_lock
 from knowledge_base.home import KnowledgeBase
-from tests.test_api_server import answer_log as answer_log
-from tests.test_api_server import client as client
-from tests.test_api_server import live as live
+from rag.answer_log import AnswerLog
+from tests.running import running
 
 SETTINGS = """\
 hooks = "tests.schema_hooks"
@@ -30,14 +34,27 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409",
 ROOT = Path(__file__).parent.parent
 
 
-def run(client: httpx.Client, folder: Path, *options: str) -> dict[str, Any]:
+@pytest.fixture
+def door(knowledge_base: KnowledgeBase, tmp_path: Path) -> Iterator[list[str]]:
+    """A server that wants keys, as options for schemathesis: its address, and an admin's key."""
+    log = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
+    host = Host([Hosted("kb", knowledge_base, Live(knowledge_base), log)])
+    key, _ = host.keys.create("tester", "admin", by=Caller("", "test", "admin"))
+    # Jobs are queued and none is carried out: each would be a process of some seconds.
+    lock = exclusive_lock(knowledge_base.folder / "jobs" / "lock")
+    with running(create_app(host, settings=ServeSettings(requests_per_minute=0))) as url, lock:
+        yield [f"{url}/openapi.json", f"--header=Authorization: Bearer {key}"]
+    log.close()
+
+
+def run(door: list[str], folder: Path, *options: str) -> dict[str, Any]:
     """The report of a run; fails with what schemathesis says when it finds anything."""
     (folder / "settings.toml").write_text(SETTINGS)
     command = [
         str(Path(sys.executable).with_name("st")),
         f"--config-file={folder / 'settings.toml'}",
         "run",
-        f"{client.base_url}/openapi.json",
+        *door,
         "--checks=all",
         "--continue-on-failure",
         "--warnings=off",
@@ -52,17 +69,14 @@ def run(client: httpx.Client, folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
-def test_every_route_keeps_to_its_description(
-    client: httpx.Client, knowledge_base: KnowledgeBase, tmp_path: Path
-) -> None:
-    with exclusive_lock(knowledge_base.folder / "jobs" / "lock"):  # jobs are queued, none is carried out
-        report = run(client, tmp_path, "--phases=coverage", "--seed=1")
+def test_every_route_keeps_to_its_description(door: list[str], tmp_path: Path) -> None:
+    report = run(door, tmp_path, "--phases=coverage", "--seed=1")
     assert report["operations"]["tested"] == report["operations"]["total"]
     assert report["test_cases"]["generated"] >= 1000
 
 
 @pytest.mark.slow
-def test_five_thousand_requests_find_no_fault(client: httpx.Client, tmp_path: Path) -> None:
-    report = run(client, tmp_path, "--phases=coverage,fuzzing,stateful", "--max-examples=120")
+def test_five_thousand_requests_find_no_fault(door: list[str], tmp_path: Path) -> None:
+    report = run(door, tmp_path, "--phases=coverage,fuzzing,stateful", "--max-examples=120")
     print(f"{report['test_cases']['generated']} requests, seed {report['seed']}")
     assert report["test_cases"]["generated"] >= 5000
