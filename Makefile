@@ -63,6 +63,8 @@ bench: $(VENV)/installed-dev  ## every benchmark (the better part of an hour)
 	$(BIN)/python -m benchmarks.gate
 	$(BIN)/python -m benchmarks.judge
 	$(BIN)/python -m benchmarks.answers
+	$(BIN)/python -m benchmarks.injection
+	$(BIN)/python -m benchmarks.privacy
 	$(BIN)/python -m benchmarks.teams
 	$(BIN)/python -m benchmarks.serve
 	$(BIN)/python -m benchmarks.drift

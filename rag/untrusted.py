@@ -7,7 +7,7 @@ paper's three: datamarking and encoding change the words, and answers here are h
 
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from knowledge_base.orders import find_orders
 from rag.answer import Context
@@ -27,19 +27,20 @@ _ADDRESS = re.compile(
     r"(?:/[^\s<>\"'`\])]*)?",
     re.IGNORECASE,
 )
-_WORD = re.compile(r"\w[\w'\u2019-]*")
-# What a heading or lead-in is made of besides the words of the passages and the question.
+_LINK = re.compile(r"!?\[([^\]\n]*)\]\(([^)\n]*)\)")
+_WORD = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u04ff]{3,}|\w*\d\w*")
+# Words that say nothing of what a sentence is about; lead-ins are made of them.
 _CONNECTIVES = frozenset(
     """
-    about above additional after all also an and answer are as at based be because before below between
-    both but by can case cases context data depends details different documents does each either example
-    examples features few first following follows for four from further general given has have here how
-    if in include includes including information into is it its key kinds list main may means methods
-    more most must need needed no not note notes of on one only options or order other otherwise
-    overview part parts passage passages points possible question reasons related required requirements
-    result results second section several short should some source sources step steps such summary than
-    that the their them then there these they things this those three to two types under use used using
-    values way ways what when where which who why will with you your
+    about above additional after all also and answer are based because before below between both but can
+    case cases context data depends details different documents does each either example examples
+    features few first following follows for four from further general given has have here how include
+    includes including information into its key kinds list main may means methods more most must need
+    needed not note notes one only options order other otherwise overview part parts passage passages
+    points possible question reasons related required requirements result results second section several
+    short should some source sources step steps such summary than that the their them then there these
+    they things this those three two types under use used using values way ways what when where which
+    who why will with you your
     """.split()  # noqa: SIM905 - a list of quoted words is no easier to read
 )
 
@@ -116,11 +117,22 @@ def without_addresses(text: str, addresses: Iterable[str]) -> str:
     return text
 
 
-def is_lead_in(text: str, known: Iterable[str]) -> bool:
-    """Whether a heading or lead-in, which claims nothing, is made of known words: it gives nothing away.
+def without_foreign_links(text: str, known: Iterable[str]) -> str:
+    """Markdown whose links and images lead nowhere that the other texts do not name; their words stay."""
+    known = list(known)
+    return _LINK.sub(lambda link: link[1] if foreign_addresses(link[2], known) else link[0], text)
 
-    Of a word, its first four letters count.
+
+def terms(text: str) -> set[str]:
+    """What a text is about: the first four letters of its words, and its numbers whole.
+
+    Words of three letters and more in Latin, Greek and Cyrillic; texts in other scripts have few or none.
     """
-    stems = {word[:4].lower() for other in known for word in _WORD.findall(other)}
-    words = [word.lower() for word in _WORD.findall(text)]
-    return all(len(word) < 3 or word in _CONNECTIVES or word[:4] in stems for word in words)
+    words = {word.lower() for word in _WORD.findall(text)} - _CONNECTIVES
+    return {word[:4] if word.isalpha() else word for word in words}
+
+
+def known_share(text: str, known: Set[str]) -> float:
+    """Which share of a text's terms is known; 1 for a text without any."""
+    said = terms(text)
+    return len(said & known) / len(said) if said else 1.0

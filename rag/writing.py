@@ -12,20 +12,25 @@ from knowledge_base.sentences import split_units
 from rag.answer import Citation, Context, Unsupported, Usage
 from rag.grounding import Checked, Statement, Support, check, is_supported, read_statements, trust
 from rag.models import LanguageModel, Message
+from rag.support import claims
 from rag.untrusted import (
     draw_key,
     evidence,
     foreign_addresses,
     harmless,
-    is_lead_in,
+    known_share,
     numbered,
+    terms,
     without_addresses,
+    without_foreign_links,
 )
 
 _LINE = re.compile(r"\s*(\d+)[.)]\s*(.*)")
 _OPENS_MARKER = ("[", "\u3010")
 _DROPPED = "DROP"
 _FLAG = " [unsupported]"
+LEAST_SHARE = 0.3
+"""Of a sentence's terms, what passages and question must share; human answers share more: docs/safety.md."""
 
 
 class Draft:
@@ -39,6 +44,7 @@ class Draft:
         self.contexts = tuple(contexts)
         self._evidence = evidence(contexts)
         self._known = [question, *(context.text for context in self._evidence)]
+        self._terms = terms(" ".join([*self._known, *(part for c in contexts for part in c.heading)]))
         self._strict = grounding == "strict"
         self._judged = grounding != "off"
         self._commit = commit
@@ -47,12 +53,16 @@ class Draft:
     def check(self, statement: Statement) -> Checked:
         """What supports a statement, as far as the grounding asks for it.
 
-        No order to a model is evidence, and an address that no passage holds has none.
+        No order to a model is evidence. An address that no passage holds has none, nor has a sentence on
+        something else: the judge was trained on answers that keep to their subject, and trusts remarks.
         """
         if not self._judged:
             return trust(statement, self.contexts)
-        if foreign_addresses(statement.text, self._known):
+        text = without_foreign_links(statement.text, self._known)
+        foreign = foreign_addresses(text, self._known) or not claims(text)
+        if foreign or known_share(text, self._terms) < LEAST_SHARE:
             return Checked(statement, (), 0.0)
+        statement = replace(statement, text=text)
         checked = check(statement, self._evidence)
         return replace(checked, supports=tuple(self._in_full(support) for support in checked.supports))
 
@@ -71,7 +81,7 @@ class Draft:
             # A heading or lead-in stands only before something that it introduces.
             if checked.statement.text.startswith("#"):
                 self._waiting.clear()
-            if not self._judged or is_lead_in(checked.statement.text, self._known):
+            if not self._judged or known_share(checked.statement.text, self._terms) == 1:
                 self._waiting.append(checked.statement)
             return ""
         before = "".join(waiting.lead + harmless(waiting.text, waiting.lead) for waiting in self._waiting)

@@ -48,14 +48,14 @@ def test_an_obeying_model_fails_unless_grounding_holds_it(
 ) -> None:
     server.script = obeys
     faults = check_canaries(engine_with(f'grounding = "{grounding}"'))
-    assert len(faults) == caught and all("a passage ordered" in fault for fault in faults)
+    assert len(faults) == caught and all("obeyed" in fault for fault in faults)
 
 
 def test_a_model_that_tells_what_stands_beside_the_answer_fails(
     engine_with: Configure, server: ScriptedServer
 ) -> None:
     server.script = tells
-    assert check_canaries(engine_with()) == ["personal data that nobody asked for got into an answer"]
+    assert check_canaries(engine_with()) == ["an answer told personal data that nobody asked for"]
 
 
 def test_a_model_that_cannot_be_asked_is_a_fault(engine_with: Configure, server: ScriptedServer) -> None:
