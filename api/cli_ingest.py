@@ -117,5 +117,5 @@ def status(
 
         sources = list_sources(paths, prefix=prefix, exclude=exclude or [])
         plan = run(knowledge_base, sources, IngestOptions(prune=prune, allow_empty=True, dry_run=True))
-        value["sources"] = plan.as_json()["documents"]
+        value["sources"], value["findings"] = plan.as_json()["documents"], plan.as_json()["findings"]
     print_json(value) if as_json else print_status(value)

@@ -94,6 +94,7 @@ def print_status(value: Mapping[str, Any]) -> None:
             console.print(
                 f"  [yellow]cannot be read[/] {escape(failure['path'])}: {escape(failure['reason'])}"
             )
+        print_findings(console, value["findings"], sources["quarantined"])
         same = same and not any(sources[verb] for verb in ("added", "changed", "deleted", "renamed"))
     if same:
         what = (

@@ -247,6 +247,7 @@ def test_the_command_line_tells_what_was_found(empty_kb: KnowledgeBase, sources:
     told = rag_json("ingest", sources, *past, cwd=empty_kb.root)
     assert told["documents"]["quarantined"] == ["parking.md"] and told["findings"][0]["excerpt"] == ORDER
     assert "quarantined parking.md" in rag("show", cwd=empty_kb.root)
+    assert "quarantined parking.md" in rag("status", sources, cwd=empty_kb.root)
 
 
 @pytest.mark.skipif("PLUMBLINE_DATA" not in os.environ, reason="PLUMBLINE_DATA is not set")
