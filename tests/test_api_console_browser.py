@@ -44,7 +44,8 @@ Open = Callable[..., "AbstractContextManager[Page]"]
 
 
 @pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
+def browser(site: Site) -> "Iterator[Browser]":
+    # After the site: Playwright keeps an event loop running in this thread, and evaluating needs one of its own.
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
