@@ -67,7 +67,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Sit
     evaluate_release(made, "main", "first")
     evaluate_release(made, "slim", "main")
     log = AnswerLog(f"sqlite:///{root / 'answers.sqlite'}")
-    write_report(made, log, made.root / "report", day=datetime.now(UTC).date())
+    write_report(made, log, root / "report", day=datetime.now(UTC).date())
     with running(create_app(Host([Hosted("kb", made, Live(made), log)]))) as url:
         yield Site(url, made, log)
     log.close()

@@ -3,13 +3,20 @@
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 
 import httpx
 import pytest
 
 from api.console.charts import forest, knots
+from api.hosting import Host, Hosted
+from api.server import create_app
+from api.serving import Live
+from knowledge_base.home import KnowledgeBase
+from rag.answer_log import AnswerLog
 from tests.console_site import PAYLOADS, Site
 from tests.console_site import site as site
+from tests.running import running
 
 PAGES = (
     "/",
@@ -26,6 +33,8 @@ PAGES = (
     "/document?path=install.md",
     "/jobs",
     "/report",
+    "/keys",
+    "/login",
 )
 
 
@@ -38,9 +47,8 @@ class _Read(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
-        assert tag not in ("img", "object", "embed", "base", "style"), tag
+        assert tag not in ("img", "iframe", "object", "embed", "base", "style"), tag
         assert tag != "script" or str(given.get("src")).startswith("/static/app.js"), given
-        assert tag != "iframe" or given.get("src") == "/report/page", given
         assert not any(name.startswith("on") or name == "style" for name in given), given
         for name in ("src", "href", "action", "formaction"):
             assert re.match(r"[/#](?!/)", given.get(name) or "/"), given
@@ -165,9 +173,29 @@ def test_the_theme_is_remembered_and_leads_nowhere_else(client: httpx.Client) ->
     assert reply.history[0].headers["location"] == "/x?y=1"
 
 
-def test_the_report_is_framed_without_rights(client: httpx.Client) -> None:
-    assert '<iframe class="report-frame" src="/report/page"' in client.get("/report").text
-    assert client.get("/report/page").headers["content-security-policy"].startswith("sandbox;")
+def test_the_report_tells_the_night_and_leads_to_all_of_it(client: httpx.Client) -> None:
+    found = re.search(r'href="(/v1/reports/[0-9-]+/html)"', client.get("/report").text)
+    assert found and client.get(found[1]).headers["content-security-policy"].startswith("sandbox;")
+
+
+def test_with_keys_a_browser_signs_in_and_out(empty_kb: KnowledgeBase, tmp_path: Path) -> None:
+    log = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
+    host = Host([Hosted("kb", empty_kb, Live(empty_kb), log)])
+    with running(create_app(host)) as url, httpx.Client(base_url=url, follow_redirects=True) as client:
+        reply = client.post("/keys", data={"name": "boss", "role": "admin"})
+        found = re.search(r"plk_[0-9a-f]{12}_[A-Za-z0-9_-]{43}", reply.text)
+        assert found
+        reply = client.get("/releases?kb=kb")
+        assert reply.url.path == "/login" and found[0] not in reply.text
+        assert client.post("/login", data={"key": "plk_none"}).status_code == 401
+        reply = client.post("/login", data={"key": found[0], "back": "//elsewhere.example/releases?kb=kb"})
+        assert str(reply.url) == f"{url}/releases?kb=kb" and reply.status_code == 200
+        cookie = reply.history[0].headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=strict" in cookie
+        assert "boss" in client.get("/keys").text and found[0] not in client.get("/keys").text
+        client.post("/logout")
+        assert client.get("/").url.path == "/login"
+    log.close()
 
 
 # -- charts ------------------------------------------------------------------------------------

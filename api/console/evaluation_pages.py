@@ -1,8 +1,7 @@
 """Evaluations, the golden set and the nightly report: how good the releases are, and by which questions."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from datetime import date
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request
@@ -11,7 +10,7 @@ from fastapi.responses import Response
 from api import visible
 from api.access import Reader, Session, Writer
 from api.console.charts import forest
-from api.console.pages import HEADERS, PageRoute, page, see
+from api.console.pages import PageRoute, page, see
 from api.job_routes import start_job
 from api.jobs import Work
 from eval.evaluations import Evaluations
@@ -23,8 +22,8 @@ from knowledge_base.errors import NotFoundError
 from knowledge_base.home import MAIN
 
 _PAGE = 30
+_NIGHTS = 60
 _STATES: tuple[State, ...] = ("candidate", "stale", "approved", "retired")
-_REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 Ref = Annotated[str, Query(max_length=200)]
 Chosen = Annotated[str, Form(min_length=1, max_length=200)]
@@ -153,32 +152,11 @@ def _add_golden(router: APIRouter) -> None:
 
 def _add_report(router: APIRouter) -> None:
     @router.get("/report")
-    def report(request: Request, at: Reader) -> Response:
+    def report(request: Request, at: Writer, day: Annotated[date | None, Query()] = None) -> Response:
         visible.check_report(at)
-        return page(request, at, "report.html", {"report": _latest(at)})
-
-    @router.get("/report/page")
-    def report_page(at: Reader) -> Response:
-        visible.check_report(at)
-        try:
-            content = (_folder(at) / "report.html").read_bytes()
-        except OSError as error:
-            raise NotFoundError("report", "report.html", hint="`rag report` writes it.") from error
-        # It is framed by the console and may do nothing there: no script, no request.
-        policy = f"{_REPORT_POLICY}; frame-ancestors 'self'"
-        return Response(
-            content, media_type="text/html", headers={**HEADERS, "Content-Security-Policy": policy}
-        )
-
-
-def _folder(at: Session) -> Path:
-    """Where `rag report` writes when it runs in the knowledge base's folder."""
-    return at.knowledge_base.root / "report"
-
-
-def _latest(at: Session) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads((_folder(at) / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found
+        nights = Nights(at.knowledge_base)
+        history = nights.before(date.max, _NIGHTS)[::-1]
+        shown = nights.of(day) if day else next(iter(history), None)
+        if day and shown is None:
+            raise NotFoundError("report", day.isoformat(), hint="The page of reports lists them.")
+        return page(request, at, "report.html", {"report": shown, "history": history})

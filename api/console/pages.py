@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from api.access import Session, Visit
 from api.console.charts import kind_of
 from api.problems import problem_of
-from knowledge_base.errors import ForbiddenError, PlumblineError
+from knowledge_base.errors import ForbiddenError, PlumblineError, UnauthenticatedError
 
 STATIC = Path(__file__).with_name("static")
 _POLICY = (
@@ -54,6 +54,9 @@ class PageRoute(APIRoute):
                 return await handle(request)
             except PlumblineError as error:
                 problem = problem_of(error)
+                if isinstance(error, UnauthenticatedError) and request.method == "GET":
+                    back = urlencode({"back": f"{request.url.path}?{request.url.query}"})
+                    return RedirectResponse(f"/login?{back}", 303)
                 return error_page(request, problem["status"], error.message, error.hint)
             except RequestValidationError as error:
                 first = error.errors()[0]
@@ -107,6 +110,13 @@ def error_page(request: Request, status: int, message: str, hint: str) -> HTMLRe
 def see(request: Request, at: Session | None, path: str, /, **query: Any) -> RedirectResponse:
     """To another page after a form was sent: reloading that one sends nothing again."""
     return RedirectResponse(_linker(request, at)(path, **query), 303)
+
+
+def inside(address: str) -> str:
+    """The path and query of an address: a form or a link must not lead to another site."""
+    place = urlsplit(address)
+    path = "/" + place.path.lstrip("/\\")
+    return path + (f"?{place.query}" if place.query else "")
 
 
 def _linker(request: Request, at: Session | None) -> Callable[..., str]:

@@ -1,7 +1,6 @@
 """The console's routes, put together from its pages."""
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
@@ -10,7 +9,8 @@ from starlette.exceptions import HTTPException
 from api.console.ask_pages import ask_pages
 from api.console.document_pages import document_pages
 from api.console.evaluation_pages import evaluation_pages
-from api.console.pages import STATIC, THEMES, PageRoute, keep_theme
+from api.console.key_pages import key_pages
+from api.console.pages import STATIC, THEMES, PageRoute, inside, keep_theme
 from api.console.release_pages import release_pages
 
 _ASSETS = {"app.css": "text/css", "app.js": "text/javascript", "mark.svg": "image/svg+xml"}
@@ -24,6 +24,7 @@ def console_routes() -> APIRouter:
     router.include_router(release_pages())
     router.include_router(evaluation_pages())
     router.include_router(document_pages())
+    router.include_router(key_pages())
     return router
 
 
@@ -45,10 +46,7 @@ def _frame() -> APIRouter:
     def theme(
         request: Request, theme: Annotated[str, Form()], back: Annotated[str, Form(max_length=9000)] = "/"
     ) -> Response:
-        # Only the path of it is used: a form must not lead to another site.
-        place = urlsplit(back)
-        path = "/" + place.path.lstrip("/\\")
-        reply = RedirectResponse(path + (f"?{place.query}" if place.query else ""), 303)
+        reply = RedirectResponse(inside(back), 303)
         keep_theme(reply, theme if theme in THEMES else THEMES[0])
         return reply
 
