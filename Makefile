@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo demo-mlflow test test-all soak check format bench clean
+.PHONY: help install demo demo-mlflow screenshots test test-all soak check format bench clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: install  ## ingest real documents, print the log, ask three questions
 
 demo-mlflow: $(VENV)/installed-dev  ## two evaluations as MLflow runs in a local store
 	@sh docs/demo-mlflow.sh $(BIN)
+
+screenshots: $(VENV)/installed-dev  ## docs/screenshots, with Debian's Chromium
+	PYTHONPATH=. $(BIN)/python docs/screenshots.py --again
 
 check: $(VENV)/installed-dev  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

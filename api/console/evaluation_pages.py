@@ -17,6 +17,7 @@ from eval.evaluations import Evaluations
 from eval.gate import Verdict
 from eval.golden import State
 from eval.golden_files import GoldenFiles
+from eval.nights import Nights
 from eval.scores import Row
 from knowledge_base.errors import NotFoundError
 from knowledge_base.home import MAIN
