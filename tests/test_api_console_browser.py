@@ -200,6 +200,24 @@ def test_a_document_is_uploaded_and_served(open_page: Open, tmp_path: Path) -> N
         assert serious(page) == [] and overflow(page) <= 0
 
 
+def test_going_back_after_an_answer_shows_the_page_before(open_page: Open) -> None:
+    with open_page("/") as page:
+        page.get_by_label("Question").fill(QUESTION)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/answers/*")
+        page.locator(".answer a.cite").first.click()
+        page.go_back()
+        assert page.locator(".answer").is_visible()
+        page.go_back(wait_until="load")
+        page.get_by_role("heading", name="Ask", exact=True).wait_for()
+
+
+def test_axe_would_find_what_is_wrong(open_page: Open) -> None:
+    with open_page("/") as page:
+        page.evaluate("document.querySelector('main').insertAdjacentHTML('beforeend', '<button></button>')")
+        assert any(found.startswith("button-name") for found in serious(page))
+
+
 def naughty() -> list[str]:
     """Strings that break pages: our own, and the well-known list where PLUMBLINE_DATA holds it."""
     data = os.environ.get("PLUMBLINE_DATA")

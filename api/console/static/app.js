@@ -4,6 +4,7 @@
 
 const form = document.querySelector("form[data-ask]");
 const place = document.querySelector("[data-answer]");
+let shown = location.pathname + location.search;
 
 function add(parent, name, className, text) {
   const made = document.createElement(name);
@@ -42,6 +43,7 @@ async function finish(answer, kb) {
   if (!part.ok) return; // it was not logged: the streamed text stays
   place.innerHTML = await part.text(); // the server's own page, escaped by it
   history.pushState(null, "", address);
+  shown = address;
   document.title = answer.question.slice(0, 60);
 }
 
@@ -88,7 +90,8 @@ if (form && place) {
     event.preventDefault();
     form.requestSubmit();
   });
-  addEventListener("popstate", () => location.reload());
+  // A link within the page comes here too: it needs no other page.
+  addEventListener("popstate", () => shown !== location.pathname + location.search && location.reload());
 }
 
 function show(event, on) {
