@@ -18,7 +18,7 @@ KB = HERE.parent / "demo" / "console"
 SOURCES = HERE.parent / "demo" / "console-sources"
 PAGES = ("configuration.md", "judge.md", "teams.md", "tour.md")
 RAG = [sys.executable, "-c", "from api.cli import main; main()"]
-LAPTOP, PHONE = (1280, 860), (360, 780)
+LAPTOP, PHONE = (1200, 740), (360, 740)
 
 
 def rag(*words: str, may_refuse: bool = False) -> None:
@@ -68,9 +68,7 @@ def shoot(browser: Browser, url: str, name: str, path: str, size: tuple[int, int
     page = context.new_page()
     page.goto(path)
     if path == "/":
-        page.get_by_label("Question").fill(
-            "What does one commit pin?" if size == PHONE else "What does a branch cost?"
-        )
+        page.get_by_label("Question").fill("What does a branch cost?")
         page.get_by_role("button", name="Ask", exact=True).click()
         page.wait_for_url("**/answers/*")
         page.locator(".source").first.wait_for()

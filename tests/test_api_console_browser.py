@@ -146,7 +146,7 @@ def test_an_answer_appears_as_it_is_written_and_keeps_its_address(open_page: Ope
 def test_two_releases_stand_side_by_side(open_page: Open) -> None:
     with open_page("/") as page:
         page.get_by_label("Question").fill(QUESTION)
-        page.get_by_label("Beside it").select_option("first")
+        page.get_by_label("Compare with").select_option("first")
         page.get_by_role("button", name="Ask", exact=True).click()
         page.wait_for_url("**/compare*")
         assert page.locator(".pair > section").count() == 2

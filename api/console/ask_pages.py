@@ -17,7 +17,7 @@ from knowledge_base.home import MAIN
 from rag.answer import Answer, Citation
 from rag.answer_log import Feedback
 
-_BEFORE, _AFTER = 240, 420
+_BEFORE, _AFTER = 200, 420
 _RECENT = 8
 
 RefField = Annotated[str, Form(max_length=200)]
@@ -151,7 +151,7 @@ def _source(at: Session, citation: Citation, anchor: str) -> Source:
         return Source(citation, anchor, problem="That release is no longer kept; this is what was quoted.")
     except PlumblineError as error:
         return Source(citation, anchor, problem=error.message)
-    start, end = max(0, citation.start - _BEFORE), citation.end + _AFTER
+    start, end = _line_start(text, citation.start), citation.end + _AFTER
     return Source(
         citation,
         anchor,
@@ -160,6 +160,13 @@ def _source(at: Session, citation: Citation, anchor: str) -> Source:
         more_before=start > 0,
         more_after=end < len(text),
     )
+
+
+def _line_start(text: str, quoted: int) -> int:
+    """Where the text before a quote begins: at a line, so that the quote stands near the top of its pane."""
+    earliest = max(0, quoted - _BEFORE)
+    lines = text[earliest:quoted].split("\n")[-4:]
+    return quoted - len("\n".join(lines)) if earliest else 0
 
 
 def _refs(at: Session) -> list[str]:
