@@ -92,7 +92,7 @@ def main() -> None:
             ("releases-phone", "/releases", PHONE, "dark"),
             ("difference", "/diff?from=answers&to=slim", LAPTOP, "light"),
             ("evaluation", "/evaluation?ref=slim", LAPTOP, "light"),
-            ("golden", "/golden", LAPTOP, "light"),
+            ("golden", "/golden", (1200, 560), "light"),
         ):
             shoot(browser, url, name, path, size, theme)
         browser.close()
