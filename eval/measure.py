@@ -4,14 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-import numpy as np
-from numpy.typing import NDArray
-
 from eval.golden import GoldenQuestion
 from eval.metrics import Asked, DocumentText, Measures, exact_scores
 from eval.scores import Passage, Row, Scores
 from knowledge_base.documents import sha256_hex
-from knowledge_base.embedders import Embedder, Progress
+from knowledge_base.embedder_memory import RememberingEmbedder
+from knowledge_base.embedders import Embedder
 from knowledge_base.errors import NotFoundError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import DOCUMENTS_PREFIX, EXTRACTIVE, Release, canonical_json, fingerprint_id
@@ -21,29 +19,13 @@ from rag.support import JUDGE
 
 _ASKED_AT_ONCE = 4
 """Questions that wait for a language model at one time."""
+_REMEMBERED = 100_000
+"""Vectors kept during an evaluation: about 200 MB at most."""
 
 
 def uses_model(release: Release) -> bool:
     """Whether a language model writes a release's answers, so that two of them may differ."""
     return any(model.model != EXTRACTIVE for model in release.settings.answer.models)
-
-
-class Remembering:
-    """An embedder that embeds a text once: the sentences of two releases are mostly the same."""
-
-    def __init__(self, embedder: Embedder, vectors: dict[str, NDArray[np.float32]]) -> None:
-        self._embedder = embedder
-        self._vectors = vectors
-        self.dimension, self.max_tokens = embedder.dimension, embedder.max_tokens
-        self.fingerprint = embedder.fingerprint
-        self.embed_query, self.tokenize = embedder.embed_query, embedder.tokenize
-
-    def embed_documents(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """Vectors of passages, shape (len(texts), dimension)."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if new:
-            self._vectors.update(zip(new, self._embedder.embed_documents(new, progress), strict=True))
-        return np.array([self._vectors[text] for text in texts]).reshape(-1, self.dimension)
 
 
 class Measurement:
@@ -60,7 +42,7 @@ class Measurement:
         self._measures = measures
         self._fingerprint = fingerprint
         self._known: dict[tuple[str, int], Row] = {}
-        self._vectors: dict[str, dict[str, NDArray[np.float32]]] = {}
+        self._embedders: dict[str, Embedder] = {}
         self._of_release = known
         for rows in known.values():
             self._remember(rows)
@@ -123,10 +105,9 @@ class Measurement:
         return sha256_hex(self._fingerprint.encode() + canonical_json(question))[:16]
 
     def _remembering(self, embedder: Embedder) -> Embedder:
-        if isinstance(embedder, Remembering):
-            return embedder
-        vectors = self._vectors.setdefault(fingerprint_id(embedder.fingerprint), {})
-        return Remembering(embedder, vectors)
+        """One for both releases when they have the same: most of their sentences are."""
+        made = RememberingEmbedder(embedder, _REMEMBERED)
+        return self._embedders.setdefault(fingerprint_id(embedder.fingerprint), made)
 
     def _ask(self, engine: Engine, question: GoldenQuestion, repetition: int) -> tuple[Row, bool]:
         """One question asked once, and whether an earlier evaluation had the answer."""
