@@ -22,8 +22,9 @@ from api.observe import Metrics
 from api.refusals import Refused, Reply, busy, out_of_time, too_long, too_many, too_slow
 from api.serve_settings import ServeSettings
 
-ALWAYS_ANSWERED = ("/healthz", "/readyz", "/metrics")
-"""What machines ask to find out how a server is: never refused for being busy."""
+_ALWAYS = ("/healthz", "/readyz")
+# Looked at when there is too much to do, so it waits in no line; its rate is limited all the same.
+_NO_WAITING = "/metrics"
 _UPLOADS = (("POST", "/v1/documents"), ("POST", "/documents"))
 _REMEMBERED = 10_000
 _UNAUTHORIZED = 401
@@ -58,7 +59,7 @@ class Limited:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it."""
-        if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
+        if scope["type"] != "http" or scope["path"] in _ALWAYS:
             return await self._app(scope, receive, send)
         address, key = client_address(scope), dict(scope["headers"]).get(b"authorization")
         allowance = self._wrong_keys.take(address, 0) if key else None
@@ -68,7 +69,9 @@ class Limited:
         try:
             if allowance.wait:
                 raise too_many(self._settings.requests_per_minute, allowance.wait)
-            if (scope["method"], scope["path"]) in _UPLOADS:
+            if scope["path"] == _NO_WAITING:
+                await self._app(scope, receive, reply.send)
+            elif (scope["method"], scope["path"]) in _UPLOADS:
                 await self._answer(scope, self._counted(scope, receive), reply, upload=True)
             else:
                 await self._answer(scope, await self._read(scope, receive), reply, upload=False)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -217,25 +217,23 @@ def test_every_response_has_an_id_and_safe_headers_even_an_unexpected_one(
 def test_only_pages_of_named_origins_may_read_answers(
     knowledge_base: KnowledgeBase, answer_log: AnswerLog
 ) -> None:
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    with served(
-        knowledge_base, answer_log, cors_origins=[ORIGIN], requests_per_minute=1, log_questions=True
-    ) as client:
-        before = client.options("/v1/search", headers={"Origin": ORIGIN, **asked})
-        # Without a key only pages of the server's own are taken for whoever is at this machine.
-        keys = Keys(answer_log.url)
-        key, _ = keys.create("page", "reader", by=LOCAL)
-        keys.close()
-        sent = {"Origin": ORIGIN, "Authorization": f"Bearer {key}"}
+    with closing(Keys(answer_log.url)) as keys:
+        secret, _ = keys.create("page", "reader", by=LOCAL)
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    page = {"Origin": ORIGIN, "Authorization": f"Bearer {secret}"}
+    settings: dict[str, Any] = {"cors_origins": [ORIGIN], "requests_per_minute": 1, "log_questions": True}
+    with served(knowledge_base, answer_log, **settings) as client:
+        before = client.options("/v1/query", headers={"Origin": ORIGIN, **asked})
         with log_lines() as lines:
-            answer = client.post("/v1/query", json=PORT_QUESTION, headers=sent)
-        refused = client.post("/v1/query", json=PORT_QUESTION, headers=sent)
-        other = client.options("/v1/search", headers={"Origin": "https://other.example", **asked})
+            answer = client.post("/v1/query", json=PORT_QUESTION, headers=page)
+        refused = client.post("/v1/query", json=PORT_QUESTION, headers=page)
+        other = client.options("/v1/query", headers={"Origin": "https://other.example", **asked})
     assert before.status_code == 200 and other.status_code == 400
     assert [reply.status_code for reply in (answer, refused)] == [200, 429]
     assert all(reply.headers["access-control-allow-origin"] == ORIGIN for reply in (before, answer, refused))
     assert "access-control-allow-origin" not in other.headers
     assert any(line.get("question") == PORT_QUESTION["question"] for line in lines)
+    assert secret not in json.dumps(lines)
 
 
 @pytest.mark.parametrize(
