@@ -13,13 +13,15 @@ from eval.family import Trend, trend
 from eval.findings import Chart, Finding, Section, insufficient, table
 from eval.golden import GoldenQuestion
 from eval.judge import faithfulness
-from eval.metrics import OFFLINE, Asked, Measures, citation_validity, judge_name
+from eval.metrics import OFFLINE, Asked, DocumentText, Measures, judge_name
 from eval.night_inputs import Night, blocks_of
+from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import NotFoundError, PlumblineError
 from knowledge_base.release import JUDGE_PROMPT
 from knowledge_base.snapshot import Snapshot
-from rag.answer import Answer
+from rag.answer import Answer, Citation
 from rag.answer_log import Served
+from rag.privacy import redact
 
 JUDGED = 200
 """Answers of each window that the judge reads: a language model is paid for each."""
@@ -249,8 +251,11 @@ def _citations(night: Night, told: Sequence[Served], values: dict[str, float]) -
     known = [one.answer for one in told if one.answer.release.commit in snapshots]
     unknown = sum(one.answer.release.commit not in snapshots for one in night.asked)
     values["unknown_release"] = float(unknown)
-    valid = [citation_validity(a, snapshots[a.release.commit].document_text) for a in known]
-    found = [value for value in valid if value is not None]
+    found = [
+        statistics.fmean(_verifies(c, a, snapshots[a.release.commit].document_text) for c in a.citations)
+        for a in known
+        if a.citations
+    ]
     for snapshot in snapshots.values():
         snapshot.close()
     if unknown == len(night.asked):
@@ -271,6 +276,19 @@ def _citations(night: Night, told: Sequence[Served], values: dict[str, float]) -
             n=len(found),
         )
     ]
+
+
+def _verifies(citation: Citation, answer: Answer, document_text: DocumentText) -> bool:
+    """Whether the quote stands where it says; the log may have taken personal data out of it."""
+    try:
+        said = document_text(citation.path)[citation.start : citation.end]
+    except NotFoundError:
+        return False
+    return (
+        citation.commit == answer.release.commit
+        and sha256_hex(said.encode()) == citation.sha256
+        and citation.quote in (said, redact(said))
+    )
 
 
 def _figures(served: Sequence[Served]) -> dict[str, float]:

@@ -214,6 +214,19 @@ def test_citations_that_do_not_verify_page_and_unknown_releases_are_told(
     assert "<script" not in (tmp_path / "report.html").read_text()
 
 
+def test_a_quote_that_the_log_took_an_address_out_of_still_verifies(
+    golden: KnowledgeBase, sources: Path, log: AnswerLog, tmp_path: Path
+) -> None:
+    (sources / "desk.md").write_text("# Desk\n\nThe help desk reads mail sent to desk.help@example.org.\n")
+    ingest(golden, list_sources([str(sources)]), IngestOptions(), gate=passed)
+    engine = Engine.open(golden)
+    log.append(engine.ask("Where does the help desk read mail?"), datetime(2026, 11, 20, 12, tzinfo=UTC))
+    engine.close()
+    (kept,) = log.recent(1)
+    assert kept.citations and "example.org" not in kept.citations[0].quote
+    assert write_report(golden, log, tmp_path, day=DAY).values["citation_validity"] == 1.0
+
+
 def test_the_reference_moves_only_when_it_is_accepted(golden: KnowledgeBase, sources: Path) -> None:
     nights, first = Nights(golden), golden.repository.resolve("main")
     assert nights.begin(DAY, first).release == first
