@@ -1,7 +1,7 @@
 """Monitors of retrieval: the embedder's canary, and the golden questions asked of both releases."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -106,10 +106,11 @@ def retrieval(night: Night) -> Section:
     tables.append(_metrics(night.verdict, alone=old is None))
     if old is not None:
         findings += _paired(night, new, old)
-        changed = _changed_questions(night, new, old)
+        changed_by = documents_changed_by(night, night.reference.release)
+        changed = _changed_questions(new, old, changed_by, night.served.commit)
         values["golden_mean_jaccard"] = float(np.mean([row[1] for row in changed]))
         values["golden_mean_rbo"] = float(np.mean([row[2] for row in changed]))
-        findings += _captured(night, new, old, asked)
+        findings += _captured(new, old, asked, changed_by)
         shown = [row for row in changed if row[1] < 1][:_SHOWN]
         head = ("question", "Jaccard", "RBO", "was first", "is first", "changed by")
         tables.append(table(f"Questions whose passages changed (the {_SHOWN} most)", head, shown))
@@ -226,17 +227,16 @@ def _paired(night: Night, new: Scores, old: Scores) -> list[Finding]:
 
 
 def _changed_questions(
-    night: Night, new: Scores, old: Scores
+    new: Scores, old: Scores, changed_by: Mapping[str, str], served: str
 ) -> list[tuple[str, float, float, str, str, str]]:
     """(id, Jaccard, RBO, first before, first now, commit) of each question, the most changed first."""
-    changed_by = documents_changed_by(night, night.reference.release)
     before = {row.id: row for row in old.rows if row.repetition == 0}
     found = []
     for row in (row for row in new.rows if row.repetition == 0 and row.id in before):
         was, now = _spans(before[row.id]), _spans(row)
         moved = [span[0] for span in (*now, *was) if (span in now) != (span in was)]
         commits = Counter(changed_by[path] for path in moved if path in changed_by)
-        commit = commits.most_common(1)[0][0][:12] if commits else night.served.commit[:12]
+        commit = commits.most_common(1)[0][0][:12] if commits else served[:12]
         found.append(
             (
                 row.id,
@@ -271,7 +271,9 @@ def overlap(left: Sequence[object], right: Sequence[object], persistence: float 
     return round((1 - persistence) * total + persistence**depth * agreement, 6)
 
 
-def _captured(night: Night, new: Scores, old: Scores, asked: dict[str, GoldenQuestion]) -> list[Finding]:
+def _captured(
+    new: Scores, old: Scores, asked: Mapping[str, GoldenQuestion], changed_by: Mapping[str, str]
+) -> list[Finding]:
     """A document that came, and now stands first for questions that are not about it."""
     if len(new.rows) < _FEWEST:
         return []
@@ -285,7 +287,6 @@ def _captured(night: Night, new: Scores, old: Scores, asked: dict[str, GoldenQue
         for key, path in now.items()
         if before.get(key, path) != path and key in asked and asked[key].document != path
     )
-    changed_by = documents_changed_by(night, night.reference.release)
     suspects = [(count, path) for path, count in taken.items() if path in changed_by]
     count, path = max(suspects, default=(0, ""))
     share = count / len(now)
