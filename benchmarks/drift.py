@@ -125,7 +125,7 @@ def aa_questions(pool: Pool, runs: int, *, correlated: bool) -> dict[str, list[b
     """Alarms on nothing at p <= 0.05 of every test, and of the same MMD without blocks."""
     found: dict[str, list[bool]] = {}
     for seed in range(runs):
-        drawn = np.random.default_rng(seed)
+        drawn = np.random.default_rng((seed, 1))
         sample = pool.sample(*pool.draw(drawn, BLOCKS, correlated=correlated), correlated=correlated)
         p_values = question_tests(pool, sample, seed)
         single = Sample(sample.items, np.arange(len(sample.items)), sample.newer)
@@ -156,7 +156,7 @@ def aa_evidently(pool: Pool, runs: int, *, correlated: bool) -> dict[str, list[b
     found: dict[str, list[bool]] = {name: [] for name in detectors}
     for seed in range(runs):
         np.random.seed(seed)
-        old, new = pool.draw(np.random.default_rng(seed), BLOCKS, correlated=correlated)
+        old, new = pool.draw(np.random.default_rng((seed, 1)), BLOCKS, correlated=correlated)
         frames = [pandas.DataFrame(pool.vectors[rows]).add_prefix("d") for rows in (new, old)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -199,7 +199,7 @@ def aa_figures(runs: int) -> dict[str, list[bool]]:
     """Alarms on nothing of the tests of answers, of golden questions and of trends, at p <= 0.05."""
     found: dict[str, list[bool]] = {}
     for seed in range(runs):
-        drawn = np.random.default_rng(seed)
+        drawn = np.random.default_rng((seed, 1))
         for kind in FIGURES:
             p = block_mean(figures(drawn, kind, BLOCKS, 0), seed, RESAMPLES).p
             found.setdefault(kind, []).append(p <= NOMINAL)
@@ -216,7 +216,7 @@ def aa_nights(pool: Pool, runs: int) -> dict[str, list[bool]]:
     """Whole nights on which nothing changed: which of them page, and which warn."""
     found: dict[str, list[bool]] = {"pages": [], "warns or pages": [], "p-values alone page": []}
     for seed in range(runs):
-        drawn = np.random.default_rng(10_000 + seed)
+        drawn = np.random.default_rng((seed, 2))
         sample = pool.sample(*pool.draw(drawn, BLOCKS, correlated=True), correlated=True)
         tested = thinned(sample, seed)
         mmd, apart = block_mmd(tested, seed), domain_classifier(tested, seed, 1999)
@@ -248,7 +248,7 @@ def power(pool: Pool, runs: int) -> Iterator[tuple[str, float, float]]:
         for share in SHARES:
             hits = []
             for seed in range(runs):
-                drawn = np.random.default_rng(seed)
+                drawn = np.random.default_rng((seed, 1))
                 old, new = pool.draw(drawn, blocks, correlated=True)
                 sample = thinned(_inject(pool, drawn, old, new, kind, share), seed)
                 auc = domain_classifier(sample, seed, 1).statistic
@@ -282,7 +282,7 @@ def power_of_figures(runs: int, blocks: int) -> Iterator[tuple[str, float, float
         for share in SHARES:
             hits = []
             for seed in range(runs):
-                drawn = np.random.default_rng(seed)
+                drawn = np.random.default_rng((seed, 1))
                 test = (
                     paired_loss(*golden(drawn, share), seed, RESAMPLES)
                     if kind.startswith("golden")
