@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e '.[eval,static,tracking,lakefs,dev]'
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e '.[eval,static,tracking,lakefs,postgres,tracing,flow,dev]'
 	@touch $@
 
 demo: install  ## ingest real documents, print the log, ask three questions
