@@ -177,6 +177,12 @@ class Visit:
 
 def identify(request: Request, keys: Keys) -> Caller:
     """Who asks: by their key, or from this machine while there is none. Raises UnauthenticatedError."""
+    if not keys.exist():
+        if not _from_this_machine(request):
+            raise UnauthenticatedError(
+                "Without keys only this machine is answered.", hint="Create one there: `rag key create NAME`."
+            )
+        return LOCAL  # OpenAI's clients must send a key, whatever it says
     scheme, _, presented = request.headers.get("authorization", "").partition(" ")
     if scheme:
         if scheme.lower() != "bearer":
@@ -186,13 +192,7 @@ def identify(request: Request, keys: Keys) -> Caller:
         if request.method not in _SAFE and not _from_own_page(request):
             raise UnauthenticatedError("A page of another site sent this.", hint="Log in again.")
         return keys.caller(cookie)
-    if keys.exist():
-        raise UnauthenticatedError("A key is needed.", hint="Send Authorization: Bearer plk_...")
-    if not _from_this_machine(request):
-        raise UnauthenticatedError(
-            "Without keys only this machine is answered.", hint="Create one there: `rag key create NAME`."
-        )
-    return LOCAL
+    raise UnauthenticatedError("A key is needed.", hint="Send Authorization: Bearer plk_...")
 
 
 def _from_this_machine(request: Request) -> bool:

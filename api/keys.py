@@ -126,11 +126,14 @@ class Keys:
             },
         )
         self.audit = Audit(self._engine)
+        self._exist = False
 
     def exist(self) -> bool:
         """Whether a key was ever created: from then on every request needs one. Raises StorageError."""
-        with storage_errors("key store"), self._engine.connect() as connection:
-            return connection.execute(select(_KEYS.c.id).limit(1)).first() is not None
+        if not self._exist:  # a key is revoked, never deleted: once is for ever
+            with storage_errors("key store"), self._engine.connect() as connection:
+                self._exist = connection.execute(select(_KEYS.c.id).limit(1)).first() is not None
+        return self._exist
 
     def create(
         self,
