@@ -21,6 +21,10 @@ RefPath = Annotated[
 ]
 Name = Annotated[str, InPath(min_length=1, max_length=100)]
 
+# For machines that read a schema; the version store has the last word, and says what is wrong with a name.
+BRANCH_PATTERN = "^[0-9A-Za-z_][-0-9A-Za-z_]{0,99}$"
+TAG_PATTERN = "^[0-9A-Za-z_][-0-9A-Za-z_]{0,99}$"
+
 
 class LogEntry(BaseModel):
     """A release in the log: what changed, what the gate said. Counts may be closed to the caller."""
@@ -118,14 +122,14 @@ class RolledBack(BaseModel):
 class NewBranch(Asked):
     """A branch to make."""
 
-    branch: str = Field(min_length=1, max_length=100)
+    branch: str = Field(min_length=1, max_length=100, json_schema_extra={"pattern": BRANCH_PATTERN})
     source: str = Field(default=MAIN, min_length=1, max_length=200)
 
 
 class NewTag(Asked):
     """A tag to make."""
 
-    tag: str = Field(min_length=1, max_length=100)
+    tag: str = Field(min_length=1, max_length=100, json_schema_extra={"pattern": TAG_PATTERN})
     ref: str = Field(default=MAIN, min_length=1, max_length=200)
 
 

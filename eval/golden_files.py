@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from eval.golden import GoldenQuestion, State, format_rows, parse_golden, parse_rows
 from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import exclusive_lock, write_bytes
-from knowledge_base.errors import NotFoundError, SettingsError, SourceError, UsageError
+from knowledge_base.errors import AlreadyExistsError, NotFoundError, SettingsError, SourceError, UsageError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import GOLDEN_PREFIX
 from knowledge_base.version_store import LAKEFS
@@ -50,7 +50,8 @@ class GoldenFiles:
         Returns the rows that were added, with an id and the hash of their quote.
 
         Raises:
-            SettingsError: A golden file cannot be read, or an id is taken.
+            AlreadyExistsError: An id is taken.
+            SettingsError: A golden file cannot be read.
             UsageError: There is no working copy.
             StorageError: The disk refused.
         """
@@ -67,7 +68,7 @@ class GoldenFiles:
             if plain(row.question) in asked:
                 continue
             if row.id in ids:
-                raise SettingsError(f"The golden id {row.id!r} is taken.", hint="Choose another one.")
+                raise AlreadyExistsError(f"The golden id {row.id!r} is taken.", hint="Choose another one.")
             asked.add(plain(row.question))
             ids.add(row.id)
             added.append(row.hashed())

@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-from knowledge_base.errors import NotFoundError, UsageError
+from knowledge_base.errors import NotFoundError
 from knowledge_base.release import Frozen, LogSettings
 from rag.answer import Answer
 from rag.database import in_utc, make_table, open_database, storage_errors
@@ -180,13 +180,11 @@ class AnswerLog:
             return Answer.model_validate_json(record)
 
     def rate(self, id: str, feedback: Feedback) -> None:
-        """Keep what a reader says of an answer. Raises NotFoundError, UsageError, StorageError."""
+        """Keep what a reader says of an answer. Raises NotFoundError, StorageError."""
         answer = self.answer(id)
         if feedback.citation is not None and feedback.citation > len(answer.citations):
-            raise UsageError(
-                f"The answer has {len(answer.citations)} citation(s), not {feedback.citation}.",
-                hint="Name the marker of one of them.",
-            )
+            hint = f"The answer has {len(answer.citations)} citation(s): name the marker of one of them."
+            raise NotFoundError("citation", str(feedback.citation), hint=hint)
         row = {
             "answer_id": id,
             "given_at": datetime.now(UTC),

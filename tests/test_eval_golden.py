@@ -13,7 +13,7 @@ from eval.golden_generate import certainty, from_corpus, from_feedback, from_log
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.documents import sha256_hex
-from knowledge_base.errors import ModelError, NotFoundError, SettingsError, UsageError
+from knowledge_base.errors import AlreadyExistsError, ModelError, NotFoundError, SettingsError, UsageError
 from knowledge_base.home import KnowledgeBase
 from rag.answer_log import Feedback
 from rag.engine import Engine
@@ -39,7 +39,7 @@ def test_added_rows_carry_the_hash_of_their_quote_and_occur_once(empty_kb: Knowl
     assert [r.id for r in files.add([row, again], "added")] == ["p"]
     (kept,) = files.rows()
     assert kept.quote_sha256 == sha256_hex(b"8420")
-    with pytest.raises(SettingsError, match="taken"):
+    with pytest.raises(AlreadyExistsError, match="taken"):
         files.add([row.model_copy(update={"question": "Another?"})], "added")
 
 

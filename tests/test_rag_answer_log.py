@@ -14,7 +14,7 @@ import pytest
 
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
-from knowledge_base.errors import NotFoundError, StorageError, UsageError
+from knowledge_base.errors import NotFoundError, StorageError
 from knowledge_base.home import KnowledgeBase
 from rag.answer import Answer
 from rag.answer_export import SCHEMA, export_parquet
@@ -90,7 +90,7 @@ def test_feedback_is_kept_with_its_answer(log: AnswerLog, answer: Answer) -> Non
 def test_feedback_on_nothing_is_refused(log: AnswerLog, answer: Answer) -> None:
     with pytest.raises(NotFoundError):
         log.rate("nothing", Feedback(rating="up"))
-    with pytest.raises(UsageError, match="citation"):
+    with pytest.raises(NotFoundError, match="citation"):
         log.rate(answer.id, Feedback(rating="up", citation=9))
     assert log.feedback(10) == []
 
