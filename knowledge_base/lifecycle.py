@@ -229,7 +229,7 @@ def check_promotable(repository: Repository, ref: str) -> tuple[str, str]:
     if base == candidate:
         raise NoChangesError(
             f"main's history holds {ref!r} already.",
-            hint=f"If it was rolled back since, `rag rollback {ref}` brings it back.",
+            hint="If it was rolled back since, `rag rollback` to the release that took it in brings it back.",
         )
     if base != head:
         raise OutdatedError(
@@ -339,6 +339,7 @@ def rollback(
     Raises:
         HeadMovedError: The branch is not at `expected`.
         NotFoundError: No such ref.
+        CheckFailedError: `main` never had that content: no gate has let it through.
         ExpiredError: gc removed the content of that release.
         NoChangesError: The branch already has that content, or there is no release before.
         LockedError: Another command is writing.
@@ -356,6 +357,11 @@ def rollback(
             )
         if DRAFT in repository.get_commit(target).metadata:
             raise NotFoundError("release", target[:12], hint="It is a step inside a merge: see `rag log`.")
+        if branch == MAIN and not _was_published(repository, target, head):
+            raise CheckFailedError(
+                f"{ref!r} was never a release of main.",
+                hint="`rag log` lists those; `rag promote` takes a candidate there, through the gate.",
+            )
         if target == head:
             raise NoChangesError(
                 f"{branch!r} is already at {target[:12]}.", hint="`rag log` lists the releases."
@@ -390,6 +396,15 @@ def require_verdict(repository: Repository, commit: str) -> None:
             f"{commit[:12]} was put on main past the gate: it has no verdict.",
             hint="`rag rollback` brings back the release before it; `rag eval` says what it is worth.",
         )
+
+
+def _was_published(repository: Repository, target: str, head: str) -> bool:
+    """Whether a commit is on the line of a branch, or is what one step of it promoted or merged.
+
+    Steps that a candidate had behind it are not: only its last was judged.
+    """
+    line = repository.log(head, first_parent=True)
+    return any(target in (commit.id, *commit.parents) for commit in line)
 
 
 def _release_before(repository: Repository, head: str) -> str | None:

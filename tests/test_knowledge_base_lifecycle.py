@@ -49,6 +49,23 @@ def test_a_candidate_that_the_gate_refused_waits_and_can_be_promoted(
     assert [branch.id for branch in kb.repository.list_branches()] == ["main"]
 
 
+def test_a_rollback_is_no_way_around_the_gate(kb: KnowledgeBase, write: Write) -> None:
+    write(team="One.")
+    write("draft", team="Nobody has judged this.")
+    step = kb.repository.resolve("draft")
+    before = kb.repository.resolve("main")
+    with pytest.raises(CheckFailedError, match="never a release of main"):
+        rollback(kb, "draft")
+    write("draft", team="Two.")
+    promote(kb, "draft")
+    with pytest.raises(CheckFailedError, match="never a release of main"):
+        rollback(kb, step)
+    rollback(kb, before)
+    rollback(kb, "draft")
+    assert documents(kb)["team.md"] == "Two."
+    rollback(kb, step, branch="draft")  # no gate stands before other branches
+
+
 def test_rolling_back_twice_goes_two_releases_back(kb: KnowledgeBase, write: Write) -> None:
     write(team="One.")
     write(team="Two.")

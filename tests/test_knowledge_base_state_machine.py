@@ -31,7 +31,13 @@ from ingestion.readers import extract
 from ingestion.sources import list_sources
 from knowledge_base.documents import Chunk, Document
 from knowledge_base.embedders import Embedder, load_embedder
-from knowledge_base.errors import ExpiredError, MergeConflictError, NoChangesError, OutdatedError
+from knowledge_base.errors import (
+    CheckFailedError,
+    ExpiredError,
+    MergeConflictError,
+    NoChangesError,
+    OutdatedError,
+)
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
 from knowledge_base.lifecycle import compact, promote, rollback
@@ -140,6 +146,13 @@ class Versions(RuleBasedStateMachine):
 
     def documents(self, branch: str) -> Documents:
         return self.versions[self.branches[branch]].documents
+
+    def line(self, branch: str) -> list[str]:
+        """The releases of a branch, newest first."""
+        found = [self.branches[branch]]
+        while parents := self.versions[found[-1]].parents:
+            found.append(parents[0])
+        return found
 
     def ancestors(self, commit: str) -> set[str]:
         found, waiting = set[str](), [commit]
@@ -305,9 +318,13 @@ class Versions(RuleBasedStateMachine):
             assert target == self.root or wanted == before
         except ExpiredError:
             assert target in self.expired
+        except CheckFailedError:
+            event("rollback: never published")
+            assert branch == "main" and target not in self.line("main")
         else:
             event("rollback")
             assert target != self.root
+            assert branch != "main" or target in self.ancestors(self.branches["main"])
             self.moved(branch, wanted, restores=target)
 
     @rule(branch=branches, everything=st.booleans())
