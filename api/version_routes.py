@@ -213,6 +213,7 @@ def _add_moves(router: APIRouter) -> None:
             if known := claim.known(asked):
                 return RolledBack.model_validate(known)
             commit = rollback(at.knowledge_base, body.ref, expected=body.expected)
+            at.hosted.live.wake()  # of a shared store it would look seconds later
             done = RolledBack(commit=commit.id, content_of=commit.metadata["rollback"])
             claim.keep(asked, done.model_dump())
             return done

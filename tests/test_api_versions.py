@@ -1,5 +1,6 @@
 """Releases over HTTP: log, difference, promotion, rollback, branches and tags."""
 
+import time
 from pathlib import Path
 
 import httpx
@@ -75,6 +76,24 @@ def test_a_rollback_sent_twice_goes_back_once(client: httpx.Client, releases: li
     assert first.json() == again.json() and first.json()["content_of"] == releases[0]
     other = client.post("/v1/rollback", json={"ref": releases[1]}, headers={"Idempotency-Key": "back"})
     assert other.status_code == 422
+
+
+def test_a_rollback_serves_at_once(
+    releases: list[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr("api.serving._LOOK_SECONDS", 3600.0)
+    client = request.getfixturevalue("client")
+    done = client.post("/v1/rollback", json={}).raise_for_status().json()
+    until = time.monotonic() + 20
+    while client.get("/healthz").json()["release"]["commit"] != done["commit"]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_rollback_to_what_main_never_was_is_refused(client: httpx.Client, releases: list[str]) -> None:
+    refused = client.post("/v1/rollback", json={"ref": "next"})
+    assert (refused.status_code, refused.json()["title"]) == (409, "CheckFailedError")
+    assert client.get("/v1/releases", params={"limit": 1}).json()["releases"][0]["commit"] == releases[1]
 
 
 def test_a_rollback_from_somewhere_else_is_a_conflict(client: httpx.Client, releases: list[str]) -> None:
