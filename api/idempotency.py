@@ -6,7 +6,7 @@ The reply to a key is kept on disk for a day beside the jobs, so it is known aft
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,8 +97,9 @@ class Claim:
             return
         write_bytes(self._path, Kept(fingerprint=fingerprint, reply=reply).model_dump_json().encode())
         for path in self._path.parent.glob("*.json"):
-            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-                remove_file(path)
+            with suppress(FileNotFoundError):  # another request forgot it meanwhile
+                if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                    remove_file(path)
 
 
 def fingerprint(**facts: Any) -> str:

@@ -9,12 +9,13 @@ native library, does not take down what serves. A job that says `running` while 
 killed; it is `interrupted` then, and as nothing is published before an ingest's last step, it can be retried.
 """
 
+import logging
 import secrets
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,10 @@ ID = r"^[0-9]{8}T[0-9]{6}-[0-9a-f]{8}$"
 _QUEUE_LIMIT = 100
 _KEPT = timedelta(days=7)
 _ABANDONED = timedelta(days=1)
+_RETRY_SECONDS = 10.0
 _RECORD = "job.json"
+
+_LOG = logging.getLogger(__name__)
 
 
 class Work(BaseModel):
@@ -225,11 +229,13 @@ class Jobs:
         """Remove jobs that ended a week ago, and uploads that never became one."""
         now = datetime.now(UTC)
         for path in self.folder.glob("*.tmp"):
-            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < now - _ABANDONED:
-                remove_folder(path)
+            with suppress(FileNotFoundError):  # another upload ended meanwhile
+                if datetime.fromtimestamp(path.stat().st_mtime, UTC) < now - _ABANDONED:
+                    remove_folder(path)
         for name in self.ids():
-            if _moment(name) < now - _KEPT and self.get(name).state not in ("queued", "running"):
-                remove_folder(self.folder / name)
+            with suppress(NotFoundError):  # another server tidied it away
+                if _moment(name) < now - _KEPT and self.get(name).state not in ("queued", "running"):
+                    remove_folder(self.folder / name)
 
 
 _INTERRUPTED = Failure(
@@ -283,11 +289,16 @@ class Runner:
     def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            waiting = self._jobs.queued()
-            if waiting:
-                self._run_one(waiting[0])
-            else:
-                self._wake.wait()
+            try:
+                waiting = self._jobs.queued()
+                if waiting:
+                    self._run_one(waiting[0])
+                    continue
+            except Exception:  # noqa: BLE001 - a full disk, no memory for a process: it must not end the queue
+                _LOG.exception("a job could not be run; it is tried again in %g seconds", _RETRY_SECONDS)
+                self._wake.wait(_RETRY_SECONDS)
+                continue
+            self._wake.wait()
 
     def _run_one(self, begun: Job) -> None:
         # Kept open and never written to: it closes with this process, however that ends.

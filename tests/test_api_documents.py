@@ -16,9 +16,16 @@ from typing import Any
 import httpx
 import pytest
 
-from api.jobs import Jobs, Work
+from api.access import LOCAL
+from api.hosting import Host, Hosted
+from api.jobs import Jobs, Runner, Work
+from api.keys import ROLES
+from api.server import create_app
+from api.serving import Live
 from knowledge_base.durable import exclusive_lock
 from knowledge_base.home import KnowledgeBase
+from rag.answer_log import AnswerLog
+from tests.running import running
 from tests.test_api_server import answer_log as answer_log
 from tests.test_api_server import client as client
 from tests.test_api_server import live as live
@@ -267,6 +274,69 @@ def test_what_an_earlier_server_left_in_the_queue_is_carried_out(
             break
         time.sleep(0.1)
     assert job["files"][0]["verdict"] == "deleted"
+
+
+def test_what_passed_the_gate_by_is_retried_by_an_admin_alone(
+    knowledge_base: KnowledgeBase, live: Live, answer_log: AnswerLog
+) -> None:
+    host = Host([Hosted("kb", knowledge_base, live, answer_log)])
+    keys = {role: host.keys.create(role, role, by=LOCAL)[0] for role in ROLES}
+    jobs = Jobs(knowledge_base)
+    failed = jobs.submit(Work(kind="promote", ref="gone", override="we must")).ended("failed")
+    jobs.write(failed)
+    with running(create_app(host)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        client.headers["Authorization"] = f"Bearer {keys['writer']}"
+        assert client.post(f"/v1/jobs/{failed.id}/retry").status_code == 403
+        assert client.post("/job/retry", data={"id": failed.id}).status_code == 403
+        assert jobs.get(failed.id).state == "failed"
+        client.headers["Authorization"] = f"Bearer {keys['admin']}"
+        assert finished(client, client.post(f"/v1/jobs/{failed.id}/retry"))["attempt"] == 2
+    host.keys.close()
+
+
+def test_a_job_that_cannot_be_started_does_not_stop_the_others(
+    knowledge_base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.jobs._RETRY_SECONDS", 0.1)
+    jobs = Jobs(knowledge_base)
+    works, broken = jobs.command, threading.Event()
+
+    def command(id: str) -> list[str]:
+        if not broken.is_set():
+            broken.set()
+            return ["/nowhere/python"]
+        return works(id)
+
+    monkeypatch.setattr(jobs, "command", command)
+    job = jobs.submit(Work(kind="evaluate"))
+    runner = Runner(jobs)
+    runner.start()
+    for _ in range(600):
+        if jobs.get(job.id).state not in ("queued", "running"):
+            break
+        time.sleep(0.1)
+    runner.stop()
+    assert broken.is_set() and jobs.get(job.id).state in ("done", "failed")
+
+
+def test_jobs_are_queued_while_uploads_come_and_go(knowledge_base: KnowledgeBase) -> None:
+    jobs, over = Jobs(knowledge_base), threading.Event()
+
+    def leave() -> None:
+        while not over.is_set():
+            with jobs.receiving():
+                pass
+
+    threads = [threading.Thread(target=leave) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        made = [jobs.submit(Work(kind="evaluate")).id for _ in range(60)]
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert jobs.ids() == sorted(made, reverse=True)
 
 
 def test_a_full_queue_says_so(

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from api import visible
 from api.access import Reader, Writer
 from api.console.pages import PageRoute, page, see
-from api.job_routes import start_job
+from api.job_routes import retry, start_job
 from api.jobs import Job, Work, files_in
 from api.uploads import receive_files
 from knowledge_base.errors import NotFoundError
@@ -110,7 +110,7 @@ def _add_jobs(router: APIRouter) -> None:
         return page(request, at, "job.html", {"job": visible.job(at, at.jobs.get(id))})
 
     @router.post("/job/retry")
-    def retry(request: Request, at: Writer, id: Annotated[str, Form(max_length=40)]) -> Response:
-        at.jobs.retry(id)
-        at.runner.wake()
+    def run_again(request: Request, at: Writer, id: Annotated[str, Form(max_length=40)]) -> Response:
+        at.about.update(id=id)
+        retry(at, id)
         return see(request, at, "/job", id=id)
