@@ -15,7 +15,7 @@ from eval.gate import Verdict
 from eval.golden_files import rows_as_they_stand
 from knowledge_base.difference import diff_views
 from knowledge_base.errors import NotFoundError
-from knowledge_base.history import is_restricted
+from knowledge_base.history import is_restricted, was_restricted
 
 _RULES = "access"
 _TOLD_OF_RELEASE = (
@@ -57,7 +57,9 @@ def release(at: Session, ref: str) -> dict[str, Any]:
     """One release in full, or what the caller sees of it. Raises NotFoundError, DamagedError."""
     value = describe_evaluated(at.knowledge_base, ref)
     if at.sees_all_of(value["commit"]):
-        return value
+        # What it was compared with may have had closed documents.
+        verdicts = [one for one in value["verdicts"] if _may_see(at, one["candidate"], one["baseline"])]
+        return {**value, "verdicts": verdicts}
     snapshot = at.engine(value["commit"]).snapshot
     return {
         **{key: value[key] for key in _TOLD_OF_RELEASE},
@@ -97,26 +99,38 @@ def check_evaluation(at: Session, verdict: Verdict, id: str) -> None:
 
 def check_report(at: Session) -> None:
     """Refuse a report to whoever may not read all that it may quote. Raises NotFoundError."""
-    main = at.hosted.live.engine().release_ref.commit
-    if not at.caller.sees_all and is_restricted(at.knowledge_base.repository, main):
+    if not at.caller.sees_all and _was_restricted(at):
         raise NotFoundError("report", "latest", hint="There is none that this key may read.")
 
 
 def may_see(at: Session, verdict: Verdict) -> bool:
     """Whether an evaluation quotes nothing that is closed to the caller."""
+    return _may_see(at, verdict.candidate, verdict.baseline)
+
+
+def _may_see(at: Session, candidate: str, baseline: str) -> bool:
     repository = at.knowledge_base.repository
     main = at.hosted.live.engine().release_ref.commit
-    commits = [commit for commit in (main, verdict.candidate, verdict.baseline) if commit]
+    commits = [commit for commit in (main, candidate, baseline) if commit]
     return at.caller.sees_all or not any(is_restricted(repository, commit) for commit in commits)
 
 
 def golden_rows(at: Session) -> list[dict[str, Any]]:
-    """Golden questions; where documents are closed, those about one that the caller may read."""
+    """Golden questions; where documents are or were closed, those about one that the caller may read.
+
+    A document that is gone may have been closed, and its questions are still there.
+    """
     snapshot = at.engine().snapshot
     rows = rows_as_they_stand(at.knowledge_base, snapshot.document_text)
-    if at.sees_all_of():
+    if at.caller.sees_all or not _was_restricted(at):
         return rows
-    return [row for row in rows if row["document"] in snapshot]
+    whole = at.sees_all_of()
+    return [row for row in rows if (row["document"] in snapshot if row["document"] else whole)]
+
+
+def _was_restricted(at: Session) -> bool:
+    main = at.hosted.live.engine().release_ref.commit
+    return was_restricted(at.knowledge_base.repository, main)
 
 
 def job(at: Session, one: Job) -> Job:

@@ -32,6 +32,11 @@ def is_restricted(repository: Repository, commit: str) -> bool:
         return True
 
 
+def was_restricted(repository: Repository, ref: str) -> bool:
+    """Whether any release on the line of a ref had documents that were not open to all."""
+    return any("restricted" in commit.metadata for commit in repository.log(ref, first_parent=True))
+
+
 def list_branches(repository: Repository) -> list[dict[str, str]]:
     """Branches of releases by name, with date and message of their head."""
     names = [(branch.id, branch.commit_id) for branch in release_branches(repository)]

@@ -20,6 +20,7 @@ from api.hosting import Host, Hosted
 from api.keys import Caller
 from api.server import create_app
 from api.serving import Live
+from eval.evaluate import evaluate_release
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.home import KnowledgeBase
@@ -277,3 +278,29 @@ def test_an_answer_is_read_again_by_those_alone_who_could_have_been_given_it(doo
     assert hidden > 30
     own = door.ask("POST", "/v1/query", frozenset(), {"question": "What is the rule?"}).json()
     assert all(door.ask("GET", f"/v1/answers/{own['id']}", groups).json() == own for groups in door.keys)
+
+
+def test_what_was_closed_stays_so_when_it_is_gone(
+    knowledge_base: KnowledgeBase, sources: Path, tmp_path: Path
+) -> None:
+    """Golden questions, verdicts and reports outlive the document that they quote."""
+    row = {"id": "pay", "question": "What is the canary pay?", "document": "pay.md", "answer": "canary 5000"}
+    (knowledge_base.root / "golden" / "added.jsonl").write_text(json.dumps({**row, "state": "candidate"}))
+    (sources / "pay.md").write_text("---\nallow: [board]\n---\n# Pay\n\nThe canary pay is 5000 crowns.\n")
+    closed = ingest(knowledge_base, list_sources([str(sources)]), IngestOptions()).commit
+    (sources / "pay.md").unlink()
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions(prune=True))
+    evaluate_release(knowledge_base, "main", closed)
+    log = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
+    host = Host([Hosted("kb", knowledge_base, Live(knowledge_base), log)])
+    writer, _ = host.keys.create("writer", "writer", by=ADMIN)
+    admin, _ = host.keys.create("admin", "admin", by=ADMIN)
+    with running(create_app(host)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for key, status, rows in ((writer, 404, 0), (admin, 200, 1)):
+            client.headers["Authorization"] = f"Bearer {key}"
+            assert client.get("/v1/golden").json()["total"] == rows
+            assert ("canary" in client.get("/golden?state=candidate").text) == bool(rows)
+            assert client.get("/v1/reports").status_code == client.get("/report").status_code == status
+            assert len(client.get("/v1/releases/main").json()["verdicts"]) == rows
+    log.close()
+    host.keys.close()
