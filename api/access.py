@@ -208,10 +208,18 @@ def _from_this_machine(request: Request) -> bool:
 
 def _from_own_page(request: Request) -> bool:
     """Whether a program sent it, or a page of this server: browsers say whose page it was."""
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if not is_own_origin(request):
         return False
     return request.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+
+
+def is_own_origin(request: Request) -> bool:
+    """Whether the page that sent it is at the address that it was sent to, or no page is named."""
+    origin = request.headers.get("origin")
+    try:
+        return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    except ValueError:  # such as http://[
+        return False
 
 
 def is_loopback(host: str) -> bool:

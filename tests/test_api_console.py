@@ -138,6 +138,7 @@ def test_a_rollback_serves_the_release_again(client: httpx.Client, site: Site) -
     "headers",
     [
         {"Origin": "https://elsewhere.example"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site", "Origin": "null"},
     ],
@@ -232,3 +233,20 @@ def test_a_stick_left_of_its_margin_is_bad_only_when_it_is_credibly_worse() -> N
         assert stick.kind == kind and plot.left <= stick.low <= stick.point <= stick.high <= plot.right
         assert stick.margin is not None and (stick.point < stick.margin) == (delta < -0.05)
     assert forest([{**metric, "delta": None, "interval": None}]) is None
+
+
+@pytest.mark.parametrize(
+    ("back", "address"),
+    [
+        ("/golden?state=stale", "/golden?state=stale"),
+        ("https://elsewhere.example/a", "/a"),
+        ("//elsewhere.example", "/"),
+        ("/\\elsewhere.example", "/elsewhere.example"),
+        ("//[", "/"),
+        ("javascript:alert(1)", "/alert(1)"),
+    ],
+)
+def test_no_form_leads_to_another_site(client: httpx.Client, back: str, address: str) -> None:
+    reply = client.post("/theme", data={"theme": "dark", "back": back}, follow_redirects=False)
+    assert (reply.status_code, reply.headers["location"]) == (303, address)
+    assert client.get("/login", params={"back": back}).status_code == 200

@@ -152,6 +152,7 @@ def test_without_keys_this_machine_is_answered_and_pages_of_others_are_not(addre
     for headers in (
         {"Host": f"evil.example:{port}"},
         {"Origin": "http://evil.example"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"X-Forwarded-For": "203.0.113.7"},
         {"Forwarded": "for=203.0.113.7"},

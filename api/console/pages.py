@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.exceptions import HTTPException
 
-from api.access import Session, Visit
+from api.access import Session, Visit, is_own_origin
 from api.console.charts import kind_of
 from api.problems import problem_of
 from knowledge_base.errors import ForbiddenError, PlumblineError, UnauthenticatedError
@@ -73,11 +73,8 @@ def check_same_origin(request: Request) -> None:
     Raises ForbiddenError.
     """
     # Old browsers send Origin only, and over plain HTTP all do; a client that sends neither is no browser.
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if site is not None:
-        same = site in ("same-origin", "none")
-    else:
-        same = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    site = request.headers.get("sec-fetch-site")
+    same = site in ("same-origin", "none") if site is not None else is_own_origin(request)
     if not same:
         raise ForbiddenError(
             "Another site made your browser send this.", hint="Open the console itself and try again there."
@@ -114,7 +111,10 @@ def see(request: Request, at: Session | None, path: str, /, **query: Any) -> Red
 
 def inside(address: str) -> str:
     """The path and query of an address: a form or a link must not lead to another site."""
-    place = urlsplit(address)
+    try:
+        place = urlsplit(address)
+    except ValueError:  # such as //[
+        return "/"
     path = "/" + place.path.lstrip("/\\")
     return path + (f"?{place.query}" if place.query else "")
 
