@@ -13,7 +13,7 @@ _HEADING_END = re.compile(r"(?:[ \t]+#+|^#+|[ \t]*\{#[^{}]*\})$")
 _UNDERLINE = re.compile(r"^ {0,3}(=+|-+)[ \t]*$")
 _NOT_TITLE = re.compile(r"\s*(?:[-*+>|]|\d+[.)])(?:\s|$)|\s*\||    ")
 _FENCE = re.compile(r"^ {0,3}(```+(?=[^`]*$)|~~~+)")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _TITLE = re.compile(r"^title:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 
 

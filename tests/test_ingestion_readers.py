@@ -174,6 +174,7 @@ def test_inline_code_in_backticks_opens_no_fence() -> None:
     [
         ('---\ntitle: "From: the front"\n---\n# Heading\n', "From: the front"),
         ("---\nweight: 3\n---\n# Heading\n", "Heading"),
+        ("---\ntitle: All of it\nweight: 3\n---", "All of it"),
         ("words only\n", "guide"),
     ],
 )
