@@ -161,11 +161,16 @@ def evaluate(
     from api.progress import working
     from api.render_eval import print_verdict
     from eval.evaluate import evaluate_release
+    from eval.golden_files import uncommitted_golden
 
     knowledge_base = open_knowledge_base(kb)
     with working("Evaluating", enabled=not as_json):
         verdict = evaluate_release(knowledge_base, ref, baseline, again=again)
     print_json(verdict.as_json()) if as_json else print_verdict(verdict.as_json())
+    if not as_json and (waiting := uncommitted_golden(knowledge_base)):
+        sys.stderr.write(
+            f"Not committed yet, so not asked: {', '.join(waiting)}. `rag ingest` commits them.\n"
+        )
     if not verdict.publishable:
         raise typer.Exit(1)
 

@@ -173,10 +173,14 @@ def _add(
     if as_json:
         print_json({"added": [row.model_dump(mode="json") for row in added], "known": left_out})
         return
-    for row in added:
-        sys.stdout.write(f"{row.state:>9}  {row.id}  {row.question}\n")
+    new = {row.id for row in added}
+    for row in _described(knowledge_base):
+        if row["id"] in new:
+            reason = f" ({row['reason']})" if row["reason"] else ""
+            sys.stdout.write(f"{row['state']:>9}  {row['id']}  {row['question']}{reason}\n")
     said = f", {left_out} were asked already" if left_out else ""
-    sys.stdout.write(f"{len(added)} question(s) added to golden/{name}.jsonl{said}.\n")
+    then = "; the next ingest commits it" if added else ""
+    sys.stdout.write(f"{len(added)} question(s) added to golden/{name}.jsonl{said}{then}.\n")
 
 
 def _described(knowledge_base: "KnowledgeBase") -> list[dict[str, Any]]:

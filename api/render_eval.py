@@ -73,6 +73,9 @@ def print_answer_changes(value: Mapping[str, Any]) -> None:
         console.print(f"[dim]golden questions: {escape(ref)} was not evaluated: `rag eval {escape(ref)}`[/]")
     if value["not_evaluated"]:
         return
+    if not value["compared"]:
+        console.print("[dim]golden questions: none to compare[/]")
+        return
     console.print(f"golden questions: {len(value['changed'])} of {value['compared']} answered differently")
     for change in value["changed"][:_SHOWN]:
         console.print(f"[bold]{escape(change['id'])}[/]  {escape(change['question'])}")

@@ -7,7 +7,7 @@ from eval.metrics import METRICS, judge_fingerprint
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import NotFoundError, SettingsError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import GOLDEN_PREFIX, GateSettings, Release, canonical_json
+from knowledge_base.release import GateSettings, Release, canonical_json
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,6 @@ class Case:
     gate: GateSettings
     dropped: tuple[str, ...]
     """Ids of questions that the release before asks and this one does not."""
-    uncommitted: int
 
     @classmethod
     def of(cls, knowledge_base: KnowledgeBase, ref: str, baseline: str) -> "Case":
@@ -56,7 +55,6 @@ class Case:
             rows=rows,
             dropped=tuple(sorted((_asked_before(knowledge_base, live) if live else set()) - asked)),
             gate=rules,
-            uncommitted=sum(path.startswith(GOLDEN_PREFIX) for path in knowledge_base.working_files()),
         )
 
     @property

@@ -15,8 +15,8 @@ from eval.golden import GoldenQuestion, State, format_rows, parse_golden, parse_
 from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import exclusive_lock, write_bytes
 from knowledge_base.errors import AlreadyExistsError, NotFoundError, SettingsError, SourceError, UsageError
-from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import GOLDEN_PREFIX
+from knowledge_base.home import MAIN, KnowledgeBase
+from knowledge_base.release import GOLDEN_PREFIX, committed_files
 from knowledge_base.version_store import LAKEFS
 
 _ALIASES = {
@@ -137,12 +137,21 @@ def rows_as_they_stand(
     return described
 
 
+def uncommitted_golden(knowledge_base: KnowledgeBase) -> list[str]:
+    """Paths of golden files that are on disk otherwise than in main. Raises SettingsError."""
+    repository = knowledge_base.repository
+    released = committed_files(repository, repository.resolve(MAIN))
+    present = knowledge_base.working_files()
+    paths = {path for path in (*released, *present) if path.startswith(GOLDEN_PREFIX)}
+    return sorted(path for path in paths if released.get(path) != present.get(path))
+
+
 def _lost(row: GoldenQuestion, document_text: Callable[[str], str]) -> str:
     try:
         document_text(row.document or "")
     except NotFoundError:
         return f"main does not hold {row.document!r}"
-    return f"its quote no longer stands in {row.document!r}"
+    return f"its quote does not stand in {row.document!r}"
 
 
 def read_import(path: Path, state: State) -> list[GoldenQuestion]:

@@ -53,6 +53,31 @@ def test_questions_are_added_imported_generated_reviewed_and_asked(
     assert "later PASS" in run("log")
 
 
+def test_what_is_not_committed_or_not_in_main_is_said_at_once(
+    knowledge_base: KnowledgeBase, sources: Path, run: Any
+) -> None:
+    run("eval")
+    said = run("golden", "add", "Who founded it?", "--document", "histroy.md")
+    assert (
+        "stale" in said and "main does not hold 'histroy.md'" in said and "the next ingest commits it" in said
+    )
+    done = CliRunner().invoke(app, ["eval", "--kb", str(knowledge_base.root)])  # a verdict that is known
+    assert "Not committed yet, so not asked: golden/added.jsonl" in done.stderr
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    done = CliRunner().invoke(app, ["eval", "--kb", str(knowledge_base.root)])
+    assert "Not committed" not in done.stderr
+
+
+def test_a_diff_without_golden_questions_asks_for_no_evaluation(
+    knowledge_base: KnowledgeBase, sources: Path, run: Any
+) -> None:
+    before = knowledge_base.repository.resolve("main")
+    (sources / "install.md").write_text("# Installation\n\nThe default port of the server is 9000.\n")
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    said = run("diff", before, "main")
+    assert "golden questions: none to compare" in said and "rag eval" not in said
+
+
 def test_a_row_whose_quote_vanished_is_listed_as_stale(
     knowledge_base: KnowledgeBase, sources: Path, run: Any
 ) -> None:
@@ -60,7 +85,7 @@ def test_a_row_whose_quote_vanished_is_listed_as_stale(
     (sources / "install.md").write_text("# Installation\n\nThe default port of the server is 9000.\n")
     ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
     (row,) = json.loads(run("golden", "list", "--state", "stale", "--json"))
-    assert row["id"] == "port" and "no longer stands in 'install.md'" in row["reason"]
+    assert row["id"] == "port" and "does not stand in 'install.md'" in row["reason"]
     assert "stale" in run("golden", "list")
 
 

@@ -56,7 +56,7 @@ def test_a_golden_question_is_added_reviewed_and_goes_stale(
         if question["state"] == "stale":
             break
         threading.Event().wait(0.05)  # the server looks for a new release twice a second
-    assert question["reason"] == "its quote no longer stands in 'install.md'"
+    assert question["reason"] == "its quote does not stand in 'install.md'"
     assert client.post("/v1/golden/review", json={**review, "ids": ["none"]}).status_code == 404
     unclear = {"question": "Why?", "unanswerable": True, "answer": "Because."}
     assert client.post("/v1/golden", json=unclear).status_code == 400

@@ -120,13 +120,6 @@ def test_without_golden_questions_the_built_in_checks_judge_and_say_so(knowledge
     assert "no golden set" in verdict.reasons[0]
 
 
-def test_golden_files_that_no_release_holds_yet_are_mentioned(knowledge_base: KnowledgeBase) -> None:
-    assert len(evaluate_release(knowledge_base, "main").reasons) == 1
-    (knowledge_base.root / "golden" / "main.jsonl").write_text(json.dumps(GOLDEN[0]))
-    verdict = evaluate_release(knowledge_base, "main", again=True)
-    assert verdict.reasons[1] == "1 golden file(s) are not committed yet: run `rag ingest`"
-
-
 def test_a_golden_question_whose_document_is_nowhere_is_stale_and_named(
     knowledge_base: KnowledgeBase, sources: Path
 ) -> None:
