@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from api.cli_common import Json, Kb, Ref, find_knowledge_base, open_knowledge_base, print_json
-from knowledge_base.errors import UnavailableError, UsageError
+from knowledge_base.errors import NoChangesError, UnavailableError, UsageError
 
 app = typer.Typer()
 
@@ -23,8 +23,14 @@ def compact(
     from api.progress import working
     from knowledge_base.lifecycle import compact as run
 
-    with working("Compacting", enabled=not as_json):
-        commit = run(open_knowledge_base(kb), branch, everything=everything)
+    knowledge_base = open_knowledge_base(kb)
+    try:
+        with working("Compacting", enabled=not as_json):
+            commit = run(knowledge_base, branch, everything=everything)
+    except NoChangesError:  # what a nightly job finds most nights is no failure
+        value = {"commit": None, "message": "Nothing to compact", "embedded": 0}
+        print_json(value) if as_json else sys.stdout.write(f"Nothing to compact on {branch}.\n")
+        return
     value = {"commit": commit.id, "message": commit.message, "embedded": 0}
     print_json(value) if as_json else sys.stdout.write(f"{commit.id[:12]}: {commit.message}.\n")
 

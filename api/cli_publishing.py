@@ -90,15 +90,20 @@ def rollback(
 ) -> None:
     """Make main what it was: one new commit with the content of an earlier release."""
     from knowledge_base.lifecycle import rollback as run
+    from knowledge_base.release import committed_files
 
-    commit = run(open_knowledge_base(kb), ref)
+    knowledge_base = open_knowledge_base(kb)
+    commit = run(knowledge_base, ref)
     if as_json:
         print_json({"commit": commit.id, "content_of": commit.metadata["rollback"]})
-    else:
+        return
+    sys.stdout.write(
+        f"main is now {commit.id[:12]}, with the content of {commit.metadata['rollback'][:12]}.\n"
+    )
+    if knowledge_base.working_files() != committed_files(knowledge_base.repository, commit.id):
         sys.stdout.write(
-            f"main is now {commit.id[:12]}, with the content of {commit.metadata['rollback'][:12]}.\n"
-            "plumbline.toml, prompts/ and golden/ on disk stay as they are: `rag status` shows how they "
-            "differ, `rag restore` makes them main's.\n"
+            "plumbline.toml, prompts/ and golden/ on disk are not main's now, and the next ingest would "
+            "publish them again: `rag status` shows how they differ, `rag restore` makes them main's.\n"
         )
 
 

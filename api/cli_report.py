@@ -139,6 +139,8 @@ def simulate(
             for day, report in enumerate(reports, 1)
         ]
         print_json(rows)
+    else:
+        sys.stdout.write(f"The reports are {output}/day-01/report.html and so on.\n")
 
 
 def _today() -> date:

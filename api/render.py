@@ -68,7 +68,9 @@ def print_ingest(result: "IngestResult") -> None:
         f"chunks     {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all"
     )
     console.print(f"vectors    {embedding}")
-    if not result.changed:
+    if not result.changed and not chunks["total"]:
+        console.print("Nothing is ingested yet: `rag ingest PATH...`.")
+    elif not result.changed:
         console.print(f"Nothing to publish: {result.branch} is up to date ({result.seconds:.1f} s).")
     elif result.published:
         console.print(
@@ -124,6 +126,8 @@ def print_answer(answer: "Answer", *, text: bool = True) -> None:
     for left in answer.unsupported:
         verb = "unsupported" if left.flagged else "left out, unsupported"
         console.print(f"  [yellow]{verb}[/] [dim]({left.support:.2f})[/] {escape(left.sentence)}")
+    if answer.abstained and not answer.contexts:
+        console.print("[dim]Nothing was found to answer from: `rag status` counts the documents.[/]")
     if answer.abstained and answer.contexts:
         searched = " | ".join(query for query in answer.queries if query != answer.question)
         nearest = list(dict.fromkeys(context.path for context in answer.contexts))[:3]

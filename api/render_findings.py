@@ -21,5 +21,7 @@ def print_findings(console: Console, found: Sequence[dict[str, Any]], quarantine
         )
     if len(alarms) > _SHOWN:
         console.print(f"  [dim]and {len(alarms) - _SHOWN} more (--json lists all)[/]")
+    if any(finding["path"] not in quarantined for finding in alarms):
+        console.print("  [dim]ingest.quarantine = true keeps such documents out: docs/safety.md[/]")
     if notices := len(found) - len(alarms):
         console.print(f"  [dim]{notices} notice(s) of text that a reader does not see (--json lists them)[/]")

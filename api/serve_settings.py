@@ -51,4 +51,5 @@ def read_serve_settings(path: Path | None) -> ServeSettings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{path}: serve.{where}: {first['msg']}.", hint="See docs/serving.md.") from error
+        said = "there is no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise SettingsError(f"{path}: serve.{where}: {said}.", hint="See docs/serving.md.") from error

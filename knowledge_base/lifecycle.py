@@ -299,7 +299,8 @@ def compact(knowledge_base: KnowledgeBase, branch: str = MAIN, *, everything: bo
         sweep(repository)
         head = repository.get_branch(branch).commit_id
         snapshot = knowledge_base.snapshot(head)
-        count = len(snapshot.segments)
+        if not (count := len(snapshot.segments)):
+            raise NoChangesError(f"Branch {branch!r} holds no segments.")
         segments = list(zip(snapshot.release.manifest.segments, snapshot.segments, strict=True))
         draft = IndexDraft(knowledge_base, snapshot.release, segments)
         dead = sum(not live for live in snapshot.live)

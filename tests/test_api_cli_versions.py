@@ -49,10 +49,21 @@ def test_people_read_what_was_done(kb: Path, sources: Path) -> None:
     assert "freed" in rag("gc", "--keep-last", "1", "--apply", cwd=kb)
     assert "removed by gc" in rag("show", "main~1", "--text", "install.md", cwd=kb, code=2)
     assert "into 1" in rag("compact", "--all", cwd=kb)
+    assert "Nothing to compact" in rag("compact", "--all", cwd=kb)
     assert "Nothing differs" in rag("restore", cwd=kb)
     assert "No difference." in rag("diff", "main", "main", cwd=kb)
     assert rag("--version", cwd=kb).startswith("plumbline ")
     assert "ingest" in rag(cwd=kb)
+
+
+def test_a_rollback_warns_of_files_on_disk_that_would_be_published_again(kb: Path, sources: Path) -> None:
+    (sources / "team.md").write_text("The night team answers after nine.\n")
+    rag("ingest", sources, cwd=kb)
+    assert "on disk" not in rag("rollback", cwd=kb)
+    settings = kb / "plumbline.toml"
+    settings.write_text(settings.read_text().replace("top_k = 5", "top_k = 1"))
+    rag("ingest", cwd=kb)
+    assert "the next ingest would publish them again" in rag("rollback", cwd=kb)
 
 
 def test_conflicts_and_contradictions_are_named(kb: Path, sources: Path) -> None:
