@@ -134,16 +134,12 @@ def _was_restricted(at: Session) -> bool:
 
 
 def job(at: Session, one: Job) -> Job:
-    """A job; where documents are closed, without what it says of others than the caller's."""
-    if at.sees_all_of():
+    """A job; where documents are or were closed, without those that main does not show the caller."""
+    if at.caller.sees_all or not _was_restricted(at):
         return one
-    whole, seen = at.hosted.live.engine().snapshot, at.engine().snapshot
+    seen = at.engine().snapshot
     result = {key: value for key, value in one.result.items() if key in _TOLD_OF_JOB}
-
-    def mine(path: str) -> bool:
-        return path in seen or path not in whole
-
     error = one.error and one.error.model_copy(update={"message": "It failed.", "hint": ""})
-    work = one.work.model_copy(update={"paths": tuple(filter(mine, one.work.paths))})
-    files = tuple(file for file in one.files if mine(file.path))
+    work = one.work.model_copy(update={"paths": tuple(path for path in one.work.paths if path in seen)})
+    files = tuple(file for file in one.files if file.path in seen)
     return one.model_copy(update={"result": result, "work": work, "files": files, "error": error})

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -16,8 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from api import visible
+from api.access import Session
 from api.hosting import Host, Hosted
-from api.keys import Caller
+from api.jobs import Job, Work
+from api.keys import Caller, Role
 from api.server import create_app
 from api.serving import Live
 from eval.evaluate import evaluate_release
@@ -302,5 +306,10 @@ def test_what_was_closed_stays_so_when_it_is_gone(
             assert ("canary" in client.get("/golden?state=candidate").text) == bool(rows)
             assert client.get("/v1/reports").status_code == client.get("/report").status_code == status
             assert len(client.get("/v1/releases/main").json()["verdicts"]) == rows
+    job = Job(id="1", created=datetime.now(UTC), work=Work(kind="delete", paths=("pay.md", "billing.md")))
+    shown: dict[Role, tuple[str, ...]] = {"writer": ("billing.md",), "admin": ("pay.md", "billing.md")}
+    for role, paths in shown.items():
+        session = Session(next(iter(host)), Caller("", role, role))
+        assert visible.job(session, job).work.paths == paths
     log.close()
     host.keys.close()
