@@ -41,7 +41,7 @@ def serve(
         ),
     ] = 1.0,
 ) -> None:
-    """Serve the HTTP API: POST /v1/query, POST /v1/search, GET /readyz."""
+    """Serve the console (`/`) and the HTTP API: POST /v1/query, POST /v1/search, /v1/chat/completions."""
     from api.hosting import Host
     from api.logs import configure_logging
     from api.serve_settings import read_serve_settings
