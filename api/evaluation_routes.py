@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
-from pydantic import BaseModel, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from api import visible
 from api.access import Reader, Writer
@@ -74,6 +74,16 @@ class GoldenPage(BaseModel):
 
 class NewQuestion(Asked):
     """A golden question to add; people review candidates before they are asked."""
+
+    # What GoldenQuestion checks, in words that a client's validator understands.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"unanswerable": {"const": False}}},
+                {"properties": {name: {"enum": [None, ""]} for name in ("answer", "document", "quote")}},
+            ]
+        }
+    )
 
     question: str = Field(min_length=1, max_length=8000, pattern=r"\S")
     id: str | None = Field(default=None, pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
