@@ -198,7 +198,7 @@ def test_the_gate_keeps_a_worse_release_out(kb: Path, sources: Path) -> None:
     reason = ("--no-gate", "--reason", "those pages moved")
     assert rag_json("ingest", sources, "--prune", *reason, cwd=kb)["verdict"] == "NO-GATE"
     rag("rollback", cwd=kb)
-    rag("rollback", refused["branch"], cwd=kb)
+    rag("rollback", refused["branch"], cwd=kb, code=1)  # no way around the gate
     assert any(entry["override"] == "those pages moved" for entry in rag_json("log", cwd=kb))
 
 
