@@ -7,6 +7,7 @@ there, once, for every route. Every change that is asked for is written down bef
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.audit import STARTED
 from api.hosting import Host, Hosted
-from api.idempotency import Replies
+from api.idempotency import Claim
 from api.jobs import Jobs, Runner
 from api.keys import Caller, Keys, Role
 from knowledge_base.errors import (
@@ -78,10 +79,9 @@ class Session:
         """What carries out the jobs."""
         return self.hosted.runner
 
-    @property
-    def replies(self) -> Replies:
-        """What was replied to requests with an Idempotency-Key."""
-        return self.hosted.replies
+    def claim(self, key: str | None) -> AbstractContextManager[Claim]:
+        """Hold the caller's Idempotency-Key while its request is carried out. Raises KeyInUseError."""
+        return self.hosted.replies.claim(key, self.caller.key_id)
 
     def require(self, role: Role) -> None:
         """Refuse whoever has not that role. Raises ForbiddenError."""

@@ -133,7 +133,7 @@ def document_routes() -> APIRouter:
         key: IdempotencyKey = None,
     ) -> Job:
         """Upload documents: those whose path is there are replaced, all others stay."""
-        with at.replies.claim(key) as claim, at.jobs.receiving() as spool:
+        with at.claim(key) as claim, at.jobs.receiving() as spool:
             files = await receive_files(request, files_in(spool), prefix)
             work = Work(
                 kind="upload", branch=branch, message=message, paths=tuple(file.path for file in files)
@@ -155,7 +155,7 @@ def document_routes() -> APIRouter:
     ) -> Job:
         """Delete a document from the next release; older releases keep it."""
         work = Work(kind="delete", branch=branch, message=message, paths=(path,))
-        with at.replies.claim(key) as claim:
+        with at.claim(key) as claim:
             # One that is not there is refused at once, not by a job.
             # Asked of the branch itself: what is served may lag behind it by a moment.
             repository = at.knowledge_base.repository
@@ -171,7 +171,7 @@ def document_routes() -> APIRouter:
     def publish_working_copy(body: Ingest, at: Writer, response: Response, key: IdempotencyKey = None) -> Job:
         """Commit plumbline.toml, prompts and golden questions as they are on disk, as `rag ingest` does."""
         work = Work(kind="ingest", branch=body.branch, message=body.message)
-        with at.replies.claim(key) as claim:
+        with at.claim(key) as claim:
             return start_job(at, claim, work, response)
 
     return router

@@ -144,7 +144,7 @@ def _add_evaluations(router: APIRouter) -> None:
     def start_evaluation(body: Evaluate, at: Writer, response: Response, key: IdempotencyKey = None) -> Job:
         """Start a job that asks a release its golden questions and compares it with another."""
         repository = at.knowledge_base.repository
-        with at.replies.claim(key) as claim:
+        with at.claim(key) as claim:
             work = Work(kind="evaluate", ref=body.ref, baseline=body.baseline, again=body.again)
             refs = (body.ref, body.baseline)
             return start_job(

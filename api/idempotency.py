@@ -48,9 +48,12 @@ class Replies:
         self._busy: set[str] = set()
 
     @contextmanager
-    def claim(self, key: str | None) -> Iterator["Claim"]:
-        """Hold a key while its request is carried out. Raises KeyInUseError."""
-        path = self._folder / f"{sha256_hex(key.encode())}.json" if key else None
+    def claim(self, key: str | None, caller: str) -> Iterator["Claim"]:
+        """Hold a caller's key while its request is carried out. Raises KeyInUseError.
+
+        `caller` is the id of their API key: what one asked is nothing to another who chose the same words.
+        """
+        path = self._folder / f"{sha256_hex(f'{caller}/{key}'.encode())}.json" if key else None
         if path is None:
             yield Claim(None)
             return

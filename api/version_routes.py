@@ -194,7 +194,7 @@ def _add_moves(router: APIRouter) -> None:
         at.about.update(body.model_dump(exclude_none=True))
         if body.override.strip():
             at.require("admin")
-        with at.replies.claim(key) as claim:
+        with at.claim(key) as claim:
             work = Work(kind="promote", ref=body.ref, message=body.message, override=body.override.strip())
             return start_job(
                 at,
@@ -207,7 +207,7 @@ def _add_moves(router: APIRouter) -> None:
     @router.post("/rollback")
     def roll_back(body: Rollback, at: Writer, key: IdempotencyKey = None) -> RolledBack:
         """Give main the content of an earlier release, in one new commit."""
-        with at.replies.claim(key) as claim:
+        with at.claim(key) as claim:
             at.about.update(body.model_dump(exclude_none=True))
             asked = fingerprint(kind="rollback", **body.model_dump())
             if known := claim.known(asked):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from api import visible
 from api.access import Session
 from api.hosting import Host, Hosted
+from api.idempotency import Replies
 from api.jobs import Job, Work
 from api.keys import Caller, Role
 from api.server import create_app
@@ -313,3 +314,10 @@ def test_what_was_closed_stays_so_when_it_is_gone(
         assert visible.job(session, job).work.paths == paths
     log.close()
     host.keys.close()
+
+
+def test_an_idempotency_key_is_its_callers_own(tmp_path: Path) -> None:
+    replies = Replies(tmp_path)
+    with replies.claim("nightly", "a") as theirs, replies.claim("nightly", "b") as ours:
+        theirs.keep("promote", {"job": "1"})
+        assert theirs.known("promote") == {"job": "1"} and ours.known("rollback") is None

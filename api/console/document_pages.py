@@ -75,7 +75,7 @@ def _add_documents(router: APIRouter) -> None:
 
     @router.post("/documents")
     async def upload(request: Request, at: Writer) -> Response:
-        with at.replies.claim(None) as claim, at.jobs.receiving() as spool:
+        with at.claim(None) as claim, at.jobs.receiving() as spool:
             files = await receive_files(request, files_in(spool), "")
             work = Work(kind="upload", paths=tuple(file.path for file in files))
             at.about.update(paths=list(work.paths))
@@ -89,7 +89,7 @@ def _add_documents(router: APIRouter) -> None:
         at.about.update(path=path)
         if path not in at.engine().snapshot:
             raise NotFoundError("document", path, hint="It may be deleted already.")
-        with at.replies.claim(None) as claim:
+        with at.claim(None) as claim:
             job = start_job(at, claim, Work(kind="delete", paths=(path,)), Response())
         return see(request, at, "/job", id=job.id)
 

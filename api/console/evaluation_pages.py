@@ -78,7 +78,7 @@ def _add_evaluations(router: APIRouter) -> None:
     def start(request: Request, at: Writer, ref: Chosen, baseline: Chosen) -> Response:
         repository = at.knowledge_base.repository
         work = Work(kind="evaluate", ref=ref, baseline=baseline)
-        with at.replies.claim(None) as claim:
+        with at.claim(None) as claim:
             job = start_job(
                 at,
                 claim,
@@ -143,7 +143,7 @@ def _add_golden(router: APIRouter) -> None:
     @router.post("/golden/publish")
     def publish(request: Request, at: Writer) -> Response:
         work = Work(kind="ingest", message="Golden questions reviewed")
-        with at.replies.claim(None) as claim:
+        with at.claim(None) as claim:
             job = start_job(at, claim, work, Response())
         return see(request, at, "/job", id=job.id)
 
