@@ -63,7 +63,12 @@ class Ingest(Asked):
 def document_routes() -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["documents"])
+    _add_reading(router)
+    _add_changes(router)
+    return router
 
+
+def _add_reading(router: APIRouter) -> None:
     @router.get("/documents")
     def list_documents(
         at: Reader,
@@ -122,6 +127,8 @@ def document_routes() -> APIRouter:
         }
         return Response(content, media_type="application/octet-stream", headers=headers)
 
+
+def _add_changes(router: APIRouter) -> None:
     @router.post("/documents", status_code=202, openapi_extra=UPLOAD_BODY)
     async def upload_documents(
         request: Request,
@@ -173,8 +180,6 @@ def document_routes() -> APIRouter:
         work = Work(kind="ingest", branch=body.branch, message=body.message)
         with at.claim(key) as claim:
             return start_job(at, claim, work, response)
-
-    return router
 
 
 def _find(at: Session, ref: str, path: str) -> Engine:

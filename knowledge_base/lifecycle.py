@@ -351,22 +351,7 @@ def rollback(
         head = repository.resolve(branch)
         if expected and head != expected:
             raise HeadMovedError(branch, expected, head)
-        target = repository.resolve(ref) if ref else _release_before(repository, head)
-        if target is None or not repository.get_commit(target).parents:
-            raise NoChangesError(
-                f"There is no release before the one on {branch!r}.", hint="`rag log` lists the releases."
-            )
-        if DRAFT in repository.get_commit(target).metadata:
-            raise NotFoundError("release", target[:12], hint="It is a step inside a merge: see `rag log`.")
-        if branch == MAIN and not _was_published(repository, target, head):
-            raise CheckFailedError(
-                f"{ref!r} was never a release of main.",
-                hint="`rag log` lists those; `rag promote` takes a candidate there, through the gate.",
-            )
-        if target == head:
-            raise NoChangesError(
-                f"{branch!r} is already at {target[:12]}.", hint="`rag log` lists the releases."
-            )
+        target = _release_to_go_back_to(repository, ref, branch, head)
         known = standing(repository.get_commit(target))
         known.update(changed="rollback", rollback=target)
         transaction = repository.transact(
@@ -381,6 +366,25 @@ def rollback(
                         transaction.upload(change.path, content)
         assert transaction.commit is not None  # the transaction raises NoChangesError otherwise
         return transaction.commit
+
+
+def _release_to_go_back_to(repository: Repository, ref: str | None, branch: str, head: str) -> str:
+    """The commit that a rollback brings back. Raises as `rollback` does."""
+    target = repository.resolve(ref) if ref else _release_before(repository, head)
+    if target is None or not repository.get_commit(target).parents:
+        raise NoChangesError(
+            f"There is no release before the one on {branch!r}.", hint="`rag log` lists the releases."
+        )
+    if DRAFT in repository.get_commit(target).metadata:
+        raise NotFoundError("release", target[:12], hint="It is a step inside a merge: see `rag log`.")
+    if branch == MAIN and not _was_published(repository, target, head):
+        raise CheckFailedError(
+            f"{ref!r} was never a release of main.",
+            hint="`rag log` lists those; `rag promote` takes a candidate there, through the gate.",
+        )
+    if target == head:
+        raise NoChangesError(f"{branch!r} is already at {target[:12]}.", hint="`rag log` lists the releases.")
+    return target
 
 
 def require_verdict(repository: Repository, commit: str) -> None:

@@ -25,7 +25,12 @@ Ref = Annotated[str, Query(min_length=1, max_length=200)]
 def release_pages() -> APIRouter:
     """The routes."""
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
+    _add_reading(router)
+    _add_rollback(router)
+    return router
 
+
+def _add_reading(router: APIRouter) -> None:
     @router.get("/releases")
     def releases(
         request: Request,
@@ -78,6 +83,8 @@ def release_pages() -> APIRouter:
         values: dict[str, Any] = {"path": path, "left": left, "right": to, "lines": _lines(old, new)}
         return page(request, at, "diff_document.html", values)
 
+
+def _add_rollback(router: APIRouter) -> None:
     @router.get("/rollback")
     def ask_rollback(request: Request, at: Writer, ref: Ref) -> Response:
         head = at.knowledge_base.repository.resolve(MAIN)
@@ -96,8 +103,6 @@ def release_pages() -> APIRouter:
         commit = rollback(at.knowledge_base, ref, expected=expected)
         at.hosted.live.follow()
         return see(request, at, "/releases", done=commit.id)
-
-    return router
 
 
 def _own_releases(at: Session, main: set[str]) -> list[list[dict[str, Any]]]:
