@@ -48,7 +48,7 @@ retries = 0
 repetitions = 1
 escalated = 1
 """
-_PASSAGE = re.compile(r"<passage number=\"(\d+)\"[^>]*>\n?(.*?)</passage>", re.DOTALL)
+_PASSAGE = re.compile(r"<passage number=\"(\d+)\"[^>]*>\n?(.*?)</passage [^>]*>", re.DOTALL)
 _WORD = re.compile(r"\w{3,}")
 
 
@@ -61,7 +61,9 @@ def reply(request: Request) -> Reply:
         return Reply("It is generally a good idea to follow the advice of the vendor and to test everything.")
     question = set(_WORD.findall(user.rsplit("Question:", 1)[-1].lower()))
     best, said = 0, "NO ANSWER"
-    for number, text in _PASSAGE.findall(user):
+    passages = _PASSAGE.findall(user)
+    assert passages, f"no passage is read in {user[:400]!r}"
+    for number, text in passages:
         for start, end in split_sentences(text):
             sentence = " ".join(text[start:end].split())
             shared = len(question & set(_WORD.findall(sentence.lower())))
