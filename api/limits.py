@@ -29,6 +29,8 @@ _UPLOADS = (("POST", "/v1/documents"), ("POST", "/documents"))
 _REMEMBERED = 10_000
 _UNAUTHORIZED = 401
 _SPARE_THREADS = 8
+_WEIGHT = 0.1
+"""Of the latest request in the mean of how long requests hold a place."""
 
 
 def client_address(scope: Scope) -> str:
@@ -86,9 +88,9 @@ class Limited:
         line = self._uploads if upload else self._work
         seconds = self._settings.upload_seconds if upload else self._settings.request_seconds
         with self._metrics.queued.track_inprogress():
-            await line.enter()
+            since = await line.enter()
         work = asyncio.ensure_future(self._app(scope, receive, reply.send))
-        work.add_done_callback(lambda done: _leave(line, done))
+        work.add_done_callback(lambda done: _leave(line, since, done))
         try:
             # The pool of threads is made here, where its loop runs; one request needs one at a time.
             pool = anyio.to_thread.current_default_thread_limiter()
@@ -156,8 +158,8 @@ class Limited:
         return counted
 
 
-def _leave(line: "_Line", done: "asyncio.Future[Any]") -> None:
-    line.leave()
+def _leave(line: "_Line", since: float, done: "asyncio.Future[Any]") -> None:
+    line.leave(since)
     if not done.cancelled():
         done.exception()  # looked at, so that work whose client was refused meanwhile is not reported as lost
 
@@ -168,17 +170,24 @@ def _announced(scope: Scope) -> int:
 
 
 class _Line:
-    """A number of places, and a short line of those who wait for one."""
+    """A number of places, and a short line of those who wait for one.
+
+    A refusal is worth most at once: whoever could hardly be served within `seconds`, as fast as places have
+    been given back so far, is not let into the line to be refused at its end.
+    """
 
     def __init__(self, places: int, length: int, seconds: float) -> None:
         self._places = asyncio.Semaphore(places)
+        self._number = places
         self._length = length
         self._seconds = seconds
         self._waiting = 0
+        self._held = 0.0
+        self._moved = time.monotonic()
 
-    async def enter(self) -> None:
-        """Take a place. Raises Refused when the line is full, or does not move."""
-        if self._places.locked() and self._waiting >= self._length:
+    async def enter(self) -> float:
+        """Take a place; returns since when it is held. Raises Refused when there will be none in time."""
+        if self._places.locked() and not self._is_worth_waiting():
             raise busy()
         self._waiting += 1
         try:
@@ -188,10 +197,21 @@ class _Line:
             raise busy() from None
         finally:
             self._waiting -= 1
+        self._moved = time.monotonic()
+        return self._moved
 
-    def leave(self) -> None:
-        """Give the place back."""
+    def leave(self, since: float) -> None:
+        """Give back the place that was held since then."""
+        self._moved = time.monotonic()
+        held = self._moved - since
+        self._held += _WEIGHT * (held - self._held) if self._held else held
         self._places.release()
+
+    def _is_worth_waiting(self) -> bool:
+        ahead = self._waiting * self._held / self._number
+        still = time.monotonic() - self._moved
+        # Half of the time, because places are held for longer at one moment than at another.
+        return self._waiting < self._length and ahead + still <= self._seconds / 2
 
 
 @dataclass(frozen=True)

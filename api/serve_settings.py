@@ -19,7 +19,7 @@ class ServeSettings(Frozen):
     # Threads that compute share one interpreter with the loop that refuses: more of them make both slow.
     concurrent_requests: int = Field(default=8, ge=1, le=1000)
     queued_requests: int = Field(default=64, ge=0, le=10_000)
-    queue_seconds: float = Field(default=10, gt=0)
+    queue_seconds: float = Field(default=5, gt=0)
     concurrent_uploads: int = Field(default=4, ge=1, le=100)
     body_seconds: float = Field(default=20, gt=0)
     request_seconds: float = Field(default=120, gt=0)

@@ -198,6 +198,30 @@ def test_whoever_waits_too_long_for_a_place_is_refused(serve: Serve, held: threa
         assert first.result().status_code == 200
 
 
+def test_whoever_would_not_be_served_in_time_is_refused_at_once(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any) -> list[Any]:
+        time.sleep(0.4)
+        return []
+
+    client = serve(concurrent_requests=1, queue_seconds=4)
+    monkeypatch.setattr(Engine, "search", slow)
+    assert client.post("/v1/search", json=PORT_QUESTION).status_code == 200
+
+    def ask(_: int) -> tuple[int, float]:
+        started = time.monotonic()
+        return client.post("/v1/search", json=PORT_QUESTION).status_code, time.monotonic() - started
+
+    with ThreadPoolExecutor(40) as pool:
+        replies = list(pool.map(ask, range(40)))
+    served = [seconds for status, seconds in replies if status == 200]
+    refused = [seconds for status, seconds in replies if status == 503]
+    assert len(served) + len(refused) == 40 and 3 <= len(served) <= 15
+    # The line has room for 64, and would have refused those at its end after four seconds.
+    assert max(refused) < 2
+
+
 def test_an_answer_that_takes_too_long_is_given_up_and_keeps_its_place_until_it_ends(
     serve: Serve, held: threading.Event
 ) -> None:
