@@ -21,6 +21,7 @@ from api.hosting import Host, Hosted
 from api.idempotency import Claim
 from api.jobs import Jobs, Runner
 from api.keys import Caller, Keys, Role
+from api.request_context import VERIFIED_KEY
 from knowledge_base.errors import (
     ForbiddenError,
     NotFoundError,
@@ -187,7 +188,9 @@ def identify(request: Request, keys: Keys) -> Caller:
     if scheme:
         if scheme.lower() != "bearer":
             raise UnauthenticatedError("Not a bearer token.", hint="Send Authorization: Bearer plk_...")
-        return keys.caller(presented.strip())
+        caller = keys.caller(presented.strip())
+        request.scope[VERIFIED_KEY] = caller.key_id
+        return caller
     if cookie := request.cookies.get(COOKIE):
         if request.method not in _SAFE and not _from_own_page(request):
             raise UnauthenticatedError("A page of another site sent this.", hint="Log in again.")

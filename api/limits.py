@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.observe import Metrics
 from api.refusals import Refused, Reply, busy, out_of_time, too_long, too_many, too_slow
+from api.request_context import VERIFIED_KEY
 from api.serve_settings import ServeSettings
 
 _ALWAYS = ("/healthz", "/readyz")
@@ -46,8 +47,8 @@ def client_address(scope: Scope) -> str:
 class Limited:
     """An application within limits.
 
-    A request counts for the key that it carries, else for its address. Whoever makes keys up gains nothing:
-    each that is refused counts for the address, and with too many of them no key from there is looked at.
+    A request counts for its key, if the application has found before that it is one, else for its address.
+    So whoever makes keys up gains nothing, on routes that ask for none either.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
@@ -55,7 +56,7 @@ class Limited:
         self._settings = settings
         self._metrics = metrics
         self._rate = _Rate(settings.requests_per_minute)
-        self._wrong_keys = _Rate(settings.requests_per_minute)
+        self._keys = _KnownKeys()
         self._work = _Line(settings.concurrent_requests, settings.queued_requests, settings.queue_seconds)
         self._uploads = _Line(settings.concurrent_uploads, settings.queued_requests, settings.queue_seconds)
 
@@ -63,11 +64,13 @@ class Limited:
         """Answer one request, or refuse it."""
         if scope["type"] != "http" or scope["path"] in _ALWAYS:
             return await self._app(scope, receive, send)
-        address, key = client_address(scope), dict(scope["headers"]).get(b"authorization")
-        allowance = self._wrong_keys.take(address, 0) if key else None
-        if allowance is None or not allowance.wait:
-            allowance = self._rate.take(hashlib.sha256(key).hexdigest() if key else address)
-        reply = Reply(send, allowance.headers)
+        key = dict(scope["headers"]).get(b"authorization", b"")
+        allowance = self._rate.take(self._keys.find(key) or client_address(scope))
+
+        def said(status: int) -> None:
+            self._keys.learn(key, scope.get(VERIFIED_KEY), refused=status == _UNAUTHORIZED)
+
+        reply = Reply(send, allowance.headers, said)
         try:
             if allowance.wait:
                 raise too_many(self._settings.requests_per_minute, allowance.wait)
@@ -80,8 +83,6 @@ class Limited:
         except Refused as refusal:
             self._metrics.refused.labels(refusal.reason).inc()
             await reply.problem(refusal)
-        if key and reply.status == _UNAUTHORIZED:
-            self._wrong_keys.take(address)
         return None
 
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply, *, upload: bool) -> None:
@@ -169,6 +170,27 @@ def _announced(scope: Scope) -> int:
     return int(given) if given.isdigit() else 0
 
 
+class _KnownKeys:
+    """Authorization headers that were found to hold a key, by their hash, and the ids of those keys."""
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[bytes, str] = OrderedDict()
+
+    def find(self, header: bytes) -> str | None:
+        """The id of a header's key, if it is known."""
+        return self._ids.get(hashlib.sha256(header).digest()) if header else None
+
+    def learn(self, header: bytes, id: str | None, *, refused: bool) -> None:
+        """Take note of what the application found, and forget a key that it refused."""
+        known = hashlib.sha256(header).digest()
+        if id or refused:
+            self._ids.pop(known, None)
+        if id:
+            self._ids[known] = id
+            if len(self._ids) > _REMEMBERED:
+                self._ids.popitem(last=False)
+
+
 class _Line:
     """A number of places, and a short line of those who wait for one.
 
@@ -229,15 +251,15 @@ class _Rate:
         self._size = per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, client: str, count: int = 1) -> _Allowance:
-        """Count a request, or with a `count` of 0 only look."""
+    def take(self, client: str) -> _Allowance:
+        """Count a request."""
         if not self._size:
             return _Allowance(0)
         now, each = time.monotonic(), 60 / self._size
         left, when = self._buckets.pop(client, (float(self._size), now))
         left = min(self._size, left + (now - when) / each)
         allowed = left >= 1
-        left -= count * allowed
+        left -= allowed
         self._buckets[client] = (left, now)
         # The longest unseen is forgotten: it starts with a full bucket, which by then it mostly has.
         if len(self._buckets) > _REMEMBERED:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import Message, Send
@@ -55,11 +56,15 @@ def out_of_time(seconds: float) -> Refused:
 
 
 class Reply:
-    """What goes back to the client: from the application, or once in its place from us."""
+    """What goes back to the client: from the application, or once in its place from us.
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    `said` is told the application's status before the client is.
+    """
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], said: Callable[[int], None]) -> None:
         self._send = send
         self._headers = headers
+        self._said = said
         self._closed = False
         self._stream = False
         self.status = 0
@@ -71,6 +76,7 @@ class Reply:
             raise OSError("The client was told that it takes too long.")
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._said(self.status)
             self._stream = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
             message = {**message, "headers": [*message["headers"], *self._headers]}
         await self._send(message)

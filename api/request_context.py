@@ -10,6 +10,9 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 ON_ANSWER: ContextVar[Callable[[str, Answer], None] | None] = ContextVar("on_answer", default=None)
 """Called with a knowledge base's name and each answer that it gives."""
 
+VERIFIED_KEY = "plumbline.verified_key"
+"""In a request's scope: the id of the key in its Authorization header, once it was found to be one."""
+
 
 def answered(kb: str, answer: Answer) -> None:
     """Say that a knowledge base has given an answer."""

@@ -6,20 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from fastapi import FastAPI, HTTPException, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api import limits
+from api.access import LOCAL
 from api.hosting import Host, Hosted
-from api.limits import Limited, client_address
-from api.observe import Metrics
+from api.keys import Keys
+from api.limits import client_address
 from api.serve_settings import ServeSettings
 from api.server import create_app
 from api.serving import Live
@@ -136,26 +136,34 @@ def test_the_rate_of_one_client_is_not_anothers() -> None:
     assert len(rate._buckets) == limits._REMEMBERED
 
 
-def test_a_key_has_its_own_rate_and_made_up_keys_gain_nothing() -> None:
-    app = FastAPI()
-
-    @app.get("/")
-    def only_with_a_key(request: Request) -> None:
-        if request.headers.get("authorization") not in ("Bearer one", "Bearer two"):
-            raise HTTPException(401)
-
-    metrics = Metrics(())
-    app.add_middleware(Limited, settings=ServeSettings(requests_per_minute=4), metrics=metrics)
-    with running(app) as url, httpx.Client(base_url=url, timeout=60) as client:
+def test_a_key_has_its_own_rate_once_it_was_found_to_be_one(serve: Serve, answer_log: AnswerLog) -> None:
+    client = serve(requests_per_minute=4)
+    with closing(Keys(answer_log.url)) as keys:
+        (one, _), (two, second) = (keys.create(name, "reader", by=LOCAL) for name in ("one", "two"))
 
         def ask(key: str, times: int) -> list[int]:
-            sent = {"Authorization": f"Bearer {key}"}
-            return [client.get("/", headers=sent).status_code for _ in range(times)]
+            sent = {"Authorization": key}
+            return [client.get("/v1/models", headers=sent).status_code for _ in range(times)]
 
-        assert ask("one", 5) == [200, 200, 200, 200, 429]
-        assert ask("two", 1) == [200]
-        assert [ask(f"made-up-{number}", 1)[0] for number in range(6)] == [401, 401, 401, 401, 429, 429]
-        assert client.get("/").status_code == 401
+        assert ask(f"Bearer {one}", 6) == [200] * 5 + [429]  # the first of them counted for the address
+        assert ask(f"bearer   {one}", 2) == [200, 429]  # written otherwise it is the same key
+        assert ask(f"Bearer {two}", 2) == [200, 200]
+        keys.revoke(second.id, by=LOCAL)
+        assert ask(f"Bearer {two}", 3) == [401, 401, 429]  # the second one counted for the address, the last
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_made_up_keys_gain_nothing_on_routes_that_ask_for_none(
+    serve: Serve, answer_log: AnswerLog, closed: bool
+) -> None:
+    client = serve(requests_per_minute=4)
+    if closed:
+        with closing(Keys(answer_log.url)) as keys:
+            keys.create("somebody", "reader", by=LOCAL)
+    paths = ["/openapi.json", "/login", "/static/app.css", "/v1/models"] * 2
+    made_up = [{"Authorization": f"Bearer plk_{number:012x}_{'x' * 43}"} for number in range(8)]
+    statuses = [client.get(path, headers=sent).status_code for path, sent in zip(paths, made_up, strict=True)]
+    assert statuses == [200, 200, 200, 401 if closed else 200, 429, 429, 429, 429]
 
 
 def test_addresses_of_one_ipv6_network_are_one_client() -> None:
