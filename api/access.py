@@ -155,7 +155,9 @@ class Visit:
         if not name:
             return next(iter(theirs.values()))
         if name not in theirs:
-            raise NotFoundError("knowledge base", name, hint=f"There is {', '.join(theirs)}.")
+            known = "With a key you are told which there are."
+            hint = known if self.caller == ANYONE else f"There is {', '.join(theirs)}."
+            raise NotFoundError("knowledge base", name, hint=hint)
         return theirs[name]
 
     @property
@@ -165,12 +167,16 @@ class Visit:
         Raises ForbiddenError.
         """
         _require(self.caller, "admin")
+        self.require_whole_server()
+        return self.host.keys
+
+    def require_whole_server(self) -> None:
+        """Refuse a key for some of the knowledge bases. Raises ForbiddenError."""
         if self.caller.knowledge_bases:
             raise ForbiddenError(
-                "Managing keys needs an admin's key for every knowledge base.",
+                "This needs a key for every knowledge base.",
                 hint="This one is for " + ", ".join(sorted(self.caller.knowledge_bases)) + ".",
             )
-        return self.host.keys
 
 
 # -- who it is ---------------------------------------------------------------------------------
@@ -297,13 +303,17 @@ Admin = Annotated[Session, Depends(_session("admin"), scope="function")]
 """Likewise for whoever may manage keys and pass by the gate."""
 
 
-def _anyone(request: Request, kb: Kb = None) -> Session:
+def who_asks(request: Request) -> Caller:
+    """Who asks, on routes that need no key: ANYONE where there is none, or no good one."""
     host: Host = request.app.state.host
     try:
-        caller = identify(request, host.keys)
-    except UnauthenticatedError:
-        caller = ANYONE
-    return Visit(host, caller).session(kb)
+        return identify(request, host.keys)
+    except PlumblineError:  # probes are answered also when the keys cannot be read
+        return ANYONE
+
+
+def _anyone(request: Request, kb: Kb = None) -> Session:
+    return Visit(request.app.state.host, who_asks(request)).session(kb)
 
 
 Anyone = Annotated[Session, Depends(_anyone)]

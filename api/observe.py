@@ -144,7 +144,9 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    def read_metrics(_: Visitor) -> Response:
+    def read_metrics(visit: Visitor) -> Response:
+        """Tell what is counted, of all knowledge bases: for a key that is not kept to some."""
+        visit.require_whole_server()
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -35,7 +35,10 @@ class Checks(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`degraded` still answers: an older release than main's, or without its language model."""
+    """`degraded` still answers: an older release than main's, or without its language model.
+
+    `status` is that of the whole server, `knowledge_bases` are those that the caller may use.
+    """
 
     status: Status
     knowledge_bases: dict[str, Checks]

@@ -4,12 +4,13 @@ from typing import Literal
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from api.access import Anyone, Reader
+from api.access import ANYONE, Anyone, Reader, who_asks
 from api.hosting import Host
+from api.keys import Caller
 from api.readiness import Probe, Readiness
 from rag.answer import ReleaseRef
 
@@ -45,8 +46,9 @@ def service_routes(host: Host) -> APIRouter:
         )
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
-    async def ready() -> JSONResponse:
-        found = await anyio.to_thread.run_sync(probe.look, limiter=alone)
+    async def ready(request: Request) -> JSONResponse:
+        """Say whether requests should be sent here; of which knowledge bases, to whoever may use them."""
+        found = await anyio.to_thread.run_sync(lambda: _seen(probe.look(), who_asks(request)), limiter=alone)
         return JSONResponse(found.model_dump(), found.http_status)
 
     @router.post("/v1/follow", status_code=202)
@@ -56,3 +58,13 @@ def service_routes(host: Host) -> APIRouter:
         return {"served": at.hosted.live.engine().release_ref.commit}
 
     return router
+
+
+def _seen(found: Readiness, caller: Caller) -> Readiness:
+    """What a caller is told of it: nothing of knowledge bases that they could not ask."""
+    theirs = {
+        name: checks
+        for name, checks in found.knowledge_bases.items()
+        if caller != ANYONE and caller.may_use(name)
+    }
+    return found.model_copy(update={"knowledge_bases": theirs})

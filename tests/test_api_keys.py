@@ -237,6 +237,32 @@ def test_a_key_is_for_its_knowledge_bases(address: str, keys: Keys) -> None:
     assert made.status_code == 403
 
 
+def test_the_names_of_knowledge_bases_are_told_to_those_who_may_use_them(address: str, keys: Keys) -> None:
+    def get(path: str, key: str = "") -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.get(address + path, headers=headers, timeout=60)
+
+    def named(key: str = "") -> set[str]:
+        return set(get("/readyz", key).raise_for_status().json()["knowledge_bases"])
+
+    assert named() == {"handbook", "wiki"}  # no key was made yet: whoever asks from here may use all
+    (one, _), (every, _) = (
+        keys.create("some", "admin", knowledge_bases=scope, by=LOCAL) for scope in (["wiki"], [])
+    )
+    assert (named(), named("made-up"), named(one), named(every)) == (
+        set(),
+        set(),
+        {"wiki"},
+        {"handbook", "wiki"},
+    )
+    assert get("/readyz").json()["status"] == "ready"
+    assert (get("/metrics").status_code, get("/metrics", one).status_code) == (401, 403)
+    assert 'kb="handbook"' in get("/metrics", every).text
+    for reply in (get("/healthz?kb=nothing"), get("/healthz?kb=nothing", one), get("/metrics", one)):
+        assert reply.status_code in (403, 404) and "handbook" not in reply.text
+    assert "wiki" not in get("/healthz?kb=nothing").text
+
+
 def test_keys_are_made_listed_and_revoked_over_http(address: str, keys: Keys) -> None:
     secret, _ = keys.create("boss", "admin", by=LOCAL)
     with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {secret}"}, timeout=60) as boss:
