@@ -2,6 +2,7 @@
 
     .plumbline/jobs/<id>/job.json     what to do, how far it is, how it ended
     .plumbline/jobs/<id>/files/<n>    uploaded bytes of the n-th path, until they are published
+    .plumbline/jobs/<id>.damaged/     one whose job.json is none, left for people to look at
     .plumbline/jobs/lock              held by the process that runs a job
 
 A job runs in a process of its own, which ends with the server: what goes wrong there, be it a crash in a
@@ -10,6 +11,7 @@ killed; it is `interrupted` then, and as nothing is published before an ingest's
 """
 
 import logging
+import re
 import secrets
 import subprocess
 import sys
@@ -37,6 +39,7 @@ _KEPT = timedelta(days=7)
 _ABANDONED = timedelta(days=1)
 _RETRY_SECONDS = 10.0
 _RECORD = "job.json"
+_KEPT_SO_LONG = "GET /v1/jobs lists them; they are kept a week."
 
 _LOG = logging.getLogger(__name__)
 
@@ -125,7 +128,7 @@ class Jobs:
     def ids(self) -> list[str]:
         """Every job's id, newest first."""
         found = (path.parent.name for path in self.folder.glob(f"*/{_RECORD}"))
-        return sorted((name for name in found if "." not in name), reverse=True)
+        return sorted((name for name in found if re.fullmatch(ID, name)), reverse=True)
 
     def queued(self) -> list[Job]:
         """The jobs that wait, oldest first."""
@@ -208,10 +211,26 @@ class Jobs:
         return [sys.executable, "-P", "-m", "api.job_process", self._place, id]
 
     def _read(self, id: str) -> Job:
+        if not re.fullmatch(ID, id):
+            raise NotFoundError("job", id, hint=_KEPT_SO_LONG)
         try:
-            return Job.model_validate_json((self.folder / id / _RECORD).read_bytes())
+            job = Job.model_validate_json((self.folder / id / _RECORD).read_bytes())
+            if job.id != id:
+                raise ValueError(f"it is the record of {job.id}")
+            return job
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFoundError("job", id, hint="GET /v1/jobs lists them; they are kept a week.") from error
+            raise NotFoundError("job", id, hint=_KEPT_SO_LONG) from error
+        except ValueError as error:  # what pydantic raises is one too
+            self._set_aside(id, error)
+            raise NotFoundError("job", id, hint=_KEPT_SO_LONG) from error
+
+    def _set_aside(self, id: str, error: ValueError) -> None:
+        """Keep a job whose record is none out of the queue, which it would stop, with all that it holds."""
+        aside = self.folder / f"{id}.damaged"
+        with suppress(FileNotFoundError):  # another thread has set it aside
+            (self.folder / id).rename(aside)
+            reason = " ".join(str(error).split())[:300]
+            _LOG.error("job %s has no valid record and is set aside as %s: %s", id, aside, reason)
 
     def _settled(self, job: Job) -> Job:
         """The job, interrupted when whoever ran it is gone."""

@@ -319,6 +319,28 @@ def test_a_job_that_cannot_be_started_does_not_stop_the_others(
     assert broken.is_set() and jobs.get(job.id).state in ("done", "failed")
 
 
+def test_jobs_whose_records_are_damaged_are_set_aside_and_the_next_ones_go_on(
+    knowledge_base: KnowledgeBase, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = Jobs(knowledge_base)
+    cut, other, waiting = (jobs.submit(Work(kind="delete", paths=("team.txt",))) for _ in range(3))
+    record = jobs.folder / cut.id / "job.json"
+    record.write_bytes(record.read_bytes()[:50])
+    (jobs.folder / other.id / "job.json").write_text(waiting.model_dump_json())
+    client = request.getfixturevalue("client")
+    for _ in range(600):
+        if (job := client.get(f"/v1/jobs/{waiting.id}").json())["state"] == "done":
+            break
+        time.sleep(0.1)
+    assert job["state"] == "done"
+    assert [one["id"] for one in client.get("/v1/jobs").json()["jobs"]] == [waiting.id]
+    assert client.get(f"/v1/jobs/{cut.id}").status_code == 404
+    said = [line.getMessage() for line in caplog.records if "set aside" in line.getMessage()]
+    assert len(said) == 2 and all(any(one.id in line for line in said) for one in (cut, other))
+    assert (jobs.folder / f"{cut.id}.damaged" / "job.json").is_file()
+    assert finished(client, upload(client, {"printer.md": FACTS}))["state"] == "done"
+
+
 def test_jobs_are_queued_while_uploads_come_and_go(knowledge_base: KnowledgeBase) -> None:
     jobs, over = Jobs(knowledge_base), threading.Event()
 
