@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, StrictBool
 
 from api.access import Session, Visit, Visitor
 from api.answering import RELEASE_HEADER, begin, record, stream_response
-from api.problems import problem_of
+from api.problems import openai_error, problem_of
 from knowledge_base.errors import NotFoundError, PlumblineError, UsageError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Event, Turn
@@ -152,10 +152,7 @@ def _chunks(model: str, events: Iterator[Event], links: str, at: Session, usage:
                     frame = _frame(model, name, "chat.completion.chunk")
                     yield _data({**frame, "choices": [], "usage": _usage(event.answer)})
     except PlumblineError as error:
-        problem = problem_of(error)
-        yield _data(
-            {"error": {"message": problem["detail"], "type": problem["title"], "code": problem["status"]}}
-        )
+        yield _data({"error": openai_error(problem_of(error))})
     yield "data: [DONE]\n\n"
 
 

@@ -58,6 +58,7 @@ _STATUSES = {
     **dict.fromkeys(_CONFLICTS, 409),
 }
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+_OPENAI = ("/v1/chat/completions", "/v1/models")
 _BY_EXIT_CODE = {1: 409, 2: 400}
 
 
@@ -88,11 +89,12 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(PlumblineError)
     def failed(request: Request, error: PlumblineError) -> JSONResponse:
-        return _response(problem_of(error))
+        return _response(request, problem_of(error))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _response(problem(422, "InvalidRequest", _say(error.errors()[0]), "See /openapi.json."))
+        body = problem(422, "InvalidRequest", _say(error.errors()[0]), "See /openapi.json.")
+        return _response(request, body)
 
     @app.exception_handler(StarletteHTTPException)
     def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
@@ -102,14 +104,13 @@ def handle_errors(app: FastAPI) -> None:
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed(request))
         body = problem(error.status_code, title, str(error.detail), "See /openapi.json.")
-        return _response(body, headers)
+        return _response(request, body, headers)
 
     @app.exception_handler(Exception)
     def broken(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises it again after this reply, so the traceback is in the server's log.
-        return _response(
-            problem(500, "InternalError", "Something went wrong in the server.", "Its log says what.")
-        )
+        body = problem(500, "InternalError", "Something went wrong in the server.", "Its log says what.")
+        return _response(request, body)
 
 
 def _allowed(request: Request) -> list[str]:
@@ -139,6 +140,12 @@ def problem(status: int, kind: str, detail: str, hint: str) -> dict[str, Any]:
     }
 
 
+def openai_error(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A problem as clients of OpenAI's protocol look for it, under `error`."""
+    message = " ".join(filter(None, (body["detail"], body["hint"])))
+    return {"message": message, "type": body["title"], "param": None, "code": body["status"]}
+
+
 def _say(error: Mapping[str, Any]) -> str:
     if error["type"] == "json_invalid":
         return f"The body is not valid JSON: {error['ctx']['error']}."
@@ -148,7 +155,11 @@ def _say(error: Mapping[str, Any]) -> str:
     return f"{where}: {error['msg']}" if where else str(error["msg"])
 
 
-def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
+def _response(
+    request: Request, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    if request.url.path.startswith(_OPENAI):
+        body = {**body, "error": openai_error(body)}
     if body["status"] == 401:
         headers = {**(headers or {}), "WWW-Authenticate": 'Bearer realm="plumbline"'}
     return JSONResponse(body, body["status"], headers, media_type="application/problem+json")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Send
 
-from api.problems import problem
+from api.problems import openai_error, problem
 
 _LAST_WORD_SECONDS = 1.0
 
@@ -112,6 +112,4 @@ class Reply:
 
 def _problem(refusal: Refused) -> bytes:
     body = problem(refusal.status, refusal.title, refusal.detail, refusal.hint)
-    # The second member is what clients of OpenAI's protocol look for.
-    error = {"message": refusal.detail, "type": refusal.title, "code": refusal.status}
-    return json.dumps({**body, "error": error}).encode()
+    return json.dumps({**body, "error": openai_error(body)}).encode()

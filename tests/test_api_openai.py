@@ -157,6 +157,26 @@ def test_a_model_name_may_name_a_ref(
         openai_client.chat.completions.create(model="kb", messages=[{"role": "assistant", "content": "Hi"}])
 
 
+@pytest.mark.parametrize(
+    ("model", "role", "type", "said"),
+    [
+        ("other", "user", "NotFoundError", "There is kb. A release of it is NAME@REF."),
+        ("kb", "assistant", "UsageError", "End the conversation with a question."),
+        ("kb", "nobody", "InvalidRequest", "messages.0.role"),
+        ("", "user", "InvalidRequest", "model"),
+    ],
+)
+def test_the_openai_client_shows_what_is_wrong(
+    openai_client: openai.OpenAI, model: str, role: str, type: str, said: str
+) -> None:
+    asked = [{"role": role, "content": PORT}]
+    with pytest.raises(openai.APIStatusError) as refused:
+        openai_client.chat.completions.create(model=model, messages=asked)  # type: ignore[arg-type]
+    assert isinstance(refused.value.body, dict)
+    assert (refused.value.type, refused.value.body["code"]) == (type, refused.value.status_code)
+    assert said in refused.value.body["message"] and said in str(refused.value)
+
+
 def test_langchains_client_works_against_it(client: httpx.Client) -> None:
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
