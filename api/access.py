@@ -7,7 +7,7 @@ there, once, for every route. Every change that is asked for is written down bef
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Annotated, Any
@@ -270,20 +270,25 @@ def _session(role: Role) -> Callable[..., Iterator[Session]]:
         if role == "reader" or request.method in _SAFE:
             yield session
         else:
-            yield from _written_down(request, visit, session)
+            session.about.update(request.path_params)
+            action = getattr(request.scope.get("route"), "name", request.url.path)
+            with written_down(visit, session, action):
+                yield session
 
     return open_session
 
 
-def _written_down(request: Request, visit: Visit, session: Session) -> Iterator[Session]:
-    """Nothing is changed that the audit log has not: it is written first, and how it ended afterwards."""
+@contextmanager
+def written_down(visit: Visit, session: Session, action: str) -> Iterator[None]:
+    """Nothing is changed that the audit log has not: it is written first, and how it ended afterwards.
+
+    Raises StorageError.
+    """
     audit, caller = visit.host.keys.audit, visit.caller
-    session.about.update(request.path_params)
-    action = getattr(request.scope.get("route"), "name", request.url.path)
     entry = audit.begin(caller.key_id, caller.name, action, session.name, session.about)
     outcome = STARTED
     try:
-        yield session
+        yield
         outcome = "done"
     except Exception as error:
         outcome = f"refused: {type(error).__name__}"

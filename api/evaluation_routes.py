@@ -144,6 +144,7 @@ def _add_evaluations(router: APIRouter) -> None:
     def start_evaluation(body: Evaluate, at: Writer, response: Response, key: IdempotencyKey = None) -> Job:
         """Start a job that asks a release its golden questions and compares it with another."""
         repository = at.knowledge_base.repository
+        at.about.update(body.model_dump())
         with at.claim(key) as claim:
             work = Work(kind="evaluate", ref=body.ref, baseline=body.baseline, again=body.again)
             refs = (body.ref, body.baseline)
@@ -187,6 +188,7 @@ def _add_golden(router: APIRouter) -> None:
             row = GoldenQuestion.model_validate(values)
         except ValidationError as error:
             raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ") + ".") from error
+        at.about.update(ids=[row.id])
         added = GoldenFiles(at.knowledge_base).add([row], "added")
         if not added:
             raise AlreadyExistsError("This question is asked already.", hint="GET /v1/golden lists them.")

@@ -12,6 +12,7 @@ from api.jobs import Jobs, Runner
 from api.keys import Keys
 from api.serving import Live
 from knowledge_base.errors import UsageError
+from knowledge_base.history import Restrictions
 from knowledge_base.home import KnowledgeBase
 from rag.answer_log import AnswerLog
 
@@ -34,6 +35,11 @@ class Hosted:
     def runner(self) -> Runner:
         """What carries out the jobs while the server runs."""
         return Runner(self.jobs, self.live.wake)
+
+    @cached_property
+    def restrictions(self) -> Restrictions:
+        """Whether documents were ever closed."""
+        return Restrictions(self.knowledge_base.repository)
 
     @cached_property
     def replies(self) -> Replies:

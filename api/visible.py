@@ -15,7 +15,7 @@ from eval.gate import Verdict
 from eval.golden_files import rows_as_they_stand
 from knowledge_base.difference import diff_views
 from knowledge_base.errors import NotFoundError
-from knowledge_base.history import is_restricted, was_restricted
+from knowledge_base.history import is_restricted
 
 _RULES = "access"
 _TOLD_OF_RELEASE = (
@@ -130,7 +130,7 @@ def golden_rows(at: Session) -> list[dict[str, Any]]:
 
 def _was_restricted(at: Session) -> bool:
     main = at.hosted.live.engine().release_ref.commit
-    return was_restricted(at.knowledge_base.repository, main)
+    return at.hosted.restrictions.were(main)
 
 
 def job(at: Session, one: Job) -> Job:

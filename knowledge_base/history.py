@@ -32,9 +32,29 @@ def is_restricted(repository: Repository, commit: str) -> bool:
         return True
 
 
-def was_restricted(repository: Repository, ref: str) -> bool:
-    """Whether any release on the line of a ref had documents that were not open to all."""
-    return any("restricted" in commit.metadata for commit in repository.log(ref, first_parent=True))
+class Restrictions:
+    """Whether any release on the line of a commit had documents that were not open to all.
+
+    What was found of one commit is kept, so of the next one only what is new is looked at.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._found: dict[str, bool] = {}
+
+    def were(self, commit: str) -> bool:
+        """Whether there were any; `commit` is an id. Raises NotFoundError."""
+        if commit not in self._found:
+            self._found[commit] = self._look(commit)
+        return self._found[commit]
+
+    def _look(self, commit: str) -> bool:
+        for one in self._repository.log(commit, first_parent=True):
+            if one.id in self._found:
+                return self._found[one.id]
+            if "restricted" in one.metadata:
+                return True
+        return False
 
 
 def list_branches(repository: Repository) -> list[dict[str, str]]:

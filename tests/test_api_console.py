@@ -118,6 +118,11 @@ def test_a_correction_becomes_a_golden_candidate(client: httpx.Client) -> None:
     assert "600 per minute" in waiting
     client.post("/golden", data={"id": "old", "state": "retired"}).raise_for_status()
     assert "Who gives refunds?" in client.get("/golden?state=retired").text
+    review, added = client.get("/v1/audit?limit=2").raise_for_status().json()["entries"]
+    assert (review["action"], review["outcome"]) == ("review", "done")
+    assert review["about"] == {"ids": ["old"], "state": "retired"}
+    assert (added["action"], added["outcome"], added["kb"]) == ("add_golden", "done", "kb")
+    assert added["about"]["ids"][0].startswith("how-many-requests")
 
 
 def test_a_rollback_serves_the_release_again(client: httpx.Client, site: Site) -> None:

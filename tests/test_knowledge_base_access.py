@@ -1,6 +1,8 @@
 """Who may read which document: what documents and plumbline.toml say, and what is then left of a release."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +11,10 @@ from ingestion.readers import read_document
 from ingestion.sources import list_sources
 from knowledge_base.access import Access, declared_groups
 from knowledge_base.errors import NotFoundError, SettingsError
+from knowledge_base.history import Restrictions
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import parse_settings
+from knowledge_base.version_store import Commit
 from rag.engine import Engine
 from tests.releases import Write, kb, ranking, write
 
@@ -194,3 +198,28 @@ def test_views_are_made_once_for_groups_that_make_no_difference(kb: KnowledgeBas
     assert engine.seen_by(frozenset({"press"})) is view is not engine
     assert engine.seen_by(frozenset({"hr", "press"})) is engine
     assert engine.named("v1").seen_by(frozenset()).release_ref.ref == "v1"
+
+
+def test_whether_documents_were_ever_closed_is_looked_up_once_for_each_commit(
+    kb: KnowledgeBase, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    log = kb.repository.log
+
+    def counted(ref: str, **asked: Any) -> Iterator[Commit]:
+        for commit in log(ref, **asked):
+            looked.append(commit.id)
+            yield commit
+
+    monkeypatch.setattr(kb.repository, "log", counted)
+    before = Restrictions(kb.repository)
+    first = kb.repository.resolve("main")
+    assert not before.were(first)
+    second = write(more="# More\n\nAnother page.\n").commit
+    looked.clear()
+    assert not before.were(second) and not before.were(second) and not before.were(first)
+    assert looked == [second, first]
+    closed = write(salaries=SALARIES).commit
+    opened = write(salaries=SALARIES.replace("allow: [hr]", "title: x")).commit
+    assert before.were(closed) and before.were(opened) and Restrictions(kb.repository).were(opened)
+    assert not before.were(second)

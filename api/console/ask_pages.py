@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
 
-from api.access import Reader, Session
+from api.access import Reader, Session, Visitor, written_down
 from api.answering import as_events, begin, record, stream_response
 from api.console.pages import PageRoute, page, see
 from eval.golden_files import GoldenFiles
@@ -110,6 +110,7 @@ def _add_answers(router: APIRouter) -> None:
         id: str,
         request: Request,
         at: Reader,
+        visit: Visitor,
         rating: Annotated[Literal["up", "down"], Form()],
         comment: Annotated[str, Form(max_length=4000)] = "",
         correction: TextField = "",
@@ -126,7 +127,9 @@ def _add_answers(router: APIRouter) -> None:
         said: str = rating
         if golden and at.caller.may("writer"):
             rows = from_feedback([(at.answer(id), feedback)], 1)
-            said = "golden" if GoldenFiles(at.knowledge_base).add(rows, "generated") else "known"
+            at.about.update(answer=id, ids=[row.id for row in rows])
+            with written_down(visit, at, "add_golden"):
+                said = "golden" if GoldenFiles(at.knowledge_base).add(rows, "generated") else "known"
         return see(request, at, f"/answers/{id}", said=said, fragment="said")
 
 

@@ -77,6 +77,7 @@ def _add_evaluations(router: APIRouter) -> None:
     @router.post("/evaluations")
     def start(request: Request, at: Writer, ref: Chosen, baseline: Chosen) -> Response:
         repository = at.knowledge_base.repository
+        at.about.update(ref=ref, baseline=baseline)
         work = Work(kind="evaluate", ref=ref, baseline=baseline)
         with at.claim(None) as claim:
             job = start_job(
@@ -137,6 +138,7 @@ def _add_golden(router: APIRouter) -> None:
         state: Annotated[State, Form()],
         back: Annotated[str, Form(max_length=20)] = "",
     ) -> Response:
+        at.about.update(ids=id, state=state)
         GoldenFiles(at.knowledge_base).set_state(id, state)
         return see(request, at, "/golden", state=back)
 
