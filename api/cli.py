@@ -9,12 +9,8 @@ import typer
 from api.cli_answers import app as answers
 from api.cli_ask import app as asking
 from api.cli_care import app as caring
-from api.cli_common import (
-    Json,
-    Kb,
-    open_knowledge_base,
-    print_json,
-)
+from api.cli_common import Json, print_json
+from api.cli_eval import app as evaluating
 from api.cli_golden import app as golden
 from api.cli_ingest import app as ingesting
 from api.cli_keys import app as keys
@@ -40,7 +36,6 @@ app = typer.Typer(
 )
 
 
-evaluating = typer.Typer()
 auditing = typer.Typer()
 auditing.command()(audit)
 
@@ -147,32 +142,6 @@ def init(
         print_json({"root": str(made.root), "commit": made.repository.resolve("main")})
     else:
         sys.stdout.write(f"Made a knowledge base in {made.root}\nNext: rag ingest PATH...\n")
-
-
-@evaluating.command("eval")
-def evaluate(
-    ref: Annotated[str, typer.Argument(help="Release to evaluate.")] = "main",
-    baseline: Annotated[str, typer.Option(help="Release to compare with.")] = "main",
-    again: Annotated[bool, typer.Option("--again", help="Even when this very comparison is known.")] = False,
-    kb: Kb = None,
-    as_json: Json = False,
-) -> None:
-    """Score a release on the golden questions; exit code 1 unless it is shown to be no worse."""
-    from api.progress import working
-    from api.render_eval import print_verdict
-    from eval.evaluate import evaluate_release
-    from eval.golden_files import uncommitted_golden
-
-    knowledge_base = open_knowledge_base(kb)
-    with working("Evaluating", enabled=not as_json):
-        verdict = evaluate_release(knowledge_base, ref, baseline, again=again)
-    print_json(verdict.as_json()) if as_json else print_verdict(verdict.as_json())
-    if not as_json and (waiting := uncommitted_golden(knowledge_base)):
-        sys.stderr.write(
-            f"Not committed yet, so not asked: {', '.join(waiting)}. `rag ingest` commits them.\n"
-        )
-    if not verdict.publishable:
-        raise typer.Exit(1)
 
 
 # Help lists them in this order: that in which somebody comes to need them.

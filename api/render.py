@@ -51,7 +51,7 @@ def print_ingest(result: "IngestResult") -> None:
     documents = result.documents
     if result.dry_run:
         console.print("[bold]Plan[/] (nothing was changed)")
-        _print_changes(console, documents.as_json())
+        print_changes(console, documents.as_json())
     counts = {**documents.counts(), "unchanged": result.unchanged, "failed": len(result.failed)}
     if result.quarantined:
         counts["quarantined"] = len(result.quarantined)
@@ -85,12 +85,12 @@ def print_status(value: Mapping[str, Any]) -> None:
     release = value["release"]
     console.print(f"{value['root']}: main at {release['commit'][:12]}")
     console.print(f"{value['documents']} documents, {value['chunks']} chunks")
-    _print_settings(console, value["settings"])
-    _print_changes(console, {**value["files"], "renamed": []})
+    print_settings(console, value["settings"])
+    print_changes(console, {**value["files"], "renamed": []})
     same = not value["settings"] and not any(value["files"].values())
     if "sources" in value:
         sources = value["sources"]
-        _print_changes(console, sources)
+        print_changes(console, sources)
         console.print(f"{sources['unchanged']} unchanged")
         for failure in sources["failed"]:
             console.print(
@@ -227,7 +227,7 @@ def print_refs(rows: Sequence[Mapping[str, str]], kind: str) -> None:
 def print_landing(landing: "Landing") -> None:
     """What a merge or promotion did."""
     console = make_console()
-    _print_changes(console, landing.documents.as_json())
+    print_changes(console, landing.documents.as_json())
     chunks = landing.chunks
     console.print(
         f"chunks     {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all"
@@ -283,15 +283,16 @@ def print_release(value: Mapping[str, Any]) -> None:
 def print_difference(value: Mapping[str, Any]) -> None:
     """What changed between two releases."""
     console = make_console()
-    _print_changes(console, value["documents"], limit=None)
+    print_changes(console, value["documents"], limit=None)
     chunks = value["chunks"]
     console.print(f"chunks: {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all")
-    _print_settings(console, value["settings"])
+    print_settings(console, value["settings"])
     if not any(value["documents"].values()) and not value["settings"]:
         console.print("No difference.")
 
 
-def _print_changes(console: Console, documents: Mapping[str, Any], limit: int | None = _SHOWN) -> None:
+def print_changes(console: Console, documents: Mapping[str, Any], limit: int | None = _SHOWN) -> None:
+    """Documents or files by what became of them."""
     styles = {"added": "green", "changed": "yellow", "deleted": "red", "renamed": "blue"}
     for verb, style in styles.items():
         rows = documents[verb]
@@ -302,7 +303,8 @@ def _print_changes(console: Console, documents: Mapping[str, Any], limit: int | 
             console.print(f"[dim]          and {len(rows) - limit} more {verb}[/]")
 
 
-def _print_settings(console: Console, settings: Mapping[str, Any]) -> None:
+def print_settings(console: Console, settings: Mapping[str, Any]) -> None:
+    """Settings that differ."""
     for key, change in settings.items():
         console.print(f"[magenta] setting[/]  {escape(key)}: {change['from']!r} -> {change['to']!r}")
 

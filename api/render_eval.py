@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from api.render import make_console
+from api.render import make_console, print_changes, print_settings
 
 _COLOURS = {"PASS": "green", "FAIL": "red"}
 _SHOWN = 20
@@ -95,6 +95,34 @@ def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
         console.print(_headline({**verdict, "cached": False, "changed": []}))
         for reason in verdict["reasons"][:3]:
             console.print(f"  [dim]{escape(reason)}[/]")
+
+
+def print_bisection(value: Mapping[str, Any]) -> None:
+    """The first bad release, how it was found, and what it changed."""
+    console = make_console()
+    sign = f"{value['metric']} below {value['below']:.3f}" if value["metric"] else "refused by the gate"
+    about = f" of golden question {escape(value['question'])}" if value["question"] else ""
+    console.print(f"bad is {sign}{about}; {value['good'][:12]} is good, {value['bad'][:12]} is bad")
+    for step in value["steps"]:
+        verdict = (
+            f"[red]bad [/] {step['commit'][:12]}" if step["bad"] else f"[green]good[/] {step['commit'][:12]}"
+        )
+        shown = step["verdict"] if not value["metric"] else _number(step["value"])
+        console.print(f"  {verdict}  {escape(shown if shown != '-' else 'no lower')}")
+    first = value["first_bad"]
+    console.print(
+        f"[bold]The first bad release is {first['commit'][:12]}[/] of {first['date']} by "
+        f"{escape(value['author'])}: {escape(first['message'])}"
+    )
+    if value["perhaps"]:
+        names = ", ".join(commit[:12] for commit in value["perhaps"])
+        console.print(f"  [yellow]or one of those whose content gc removed: {names}[/]")
+    console.print(
+        f"  gate {escape(first['verdict'] or '-')}; changed: {', '.join(value['changed']) or 'nothing'}"
+    )
+    print_changes(console, value["documents"])
+    print_settings(console, value["settings"])
+    console.print(f"Next: {'; '.join(value['commands'])}")
 
 
 def print_golden(rows: Sequence[Mapping[str, Any]]) -> None:

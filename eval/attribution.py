@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.findings import ALARMS, Cause, Finding, Part
+from eval.metrics import METRICS
 from eval.night_inputs import Night
 from knowledge_base.difference import diff_documents
 from knowledge_base.errors import PlumblineError
@@ -38,6 +39,9 @@ class Facts:
     served: str
     same_passages: float | None
     """Share of the golden questions that got the same passages from both releases."""
+    since_last: int = 1
+    since_reference: int = 1
+    """How many releases of main are newer than that one; 0 where it is none of main's."""
 
     @classmethod
     def of(cls, night: Night) -> "Facts":
@@ -49,6 +53,8 @@ class Facts:
             reference=night.reference.release,
             served=night.served.commit,
             same_passages=_same_passages(night),
+            since_last=_releases_since(night, night.last_release),
+            since_reference=_releases_since(night, night.reference.release),
         )
 
 
@@ -70,11 +76,11 @@ def _causes(
     suspects = _suspects(alarm, facts)
     found = []
     if swapped and "embedder" in suspects:
-        found.append(_release_cause("embedder", facts, swapped[0].said))
+        found.append(_release_cause(alarm, "embedder", facts, swapped[0].said))
     for changed, when in ((facts.lately, "since the last report"), (facts.altogether, "since the reference")):
         for part in suspects:
             if part in changed and part not in {cause.part for cause in found}:
-                found.append(_release_cause(part, facts, f"{part} changed {when}"))
+                found.append(_release_cause(alarm, part, facts, f"{part} changed {when}"))
     if shifted and "queries" in suspects:
         cause = Cause(
             part="queries",
@@ -104,14 +110,25 @@ def _suspects(alarm: Finding, facts: Facts) -> tuple[Part, ...]:
     return suspects
 
 
-def _release_cause(part: Part, facts: Facts, evidence: str) -> Cause:
+def _release_cause(alarm: Finding, part: Part, facts: Facts, evidence: str) -> Cause:
     if part in _WRITING and facts.same_passages is not None:
         evidence += f"; {facts.same_passages:.0%} of the golden questions get the same passages as before"
-    base = facts.last if part in facts.lately else facts.reference
-    undo = "rag rollback" if part in facts.lately else f"rag rollback {facts.reference[:12]}"
+    lately = part in facts.lately
+    base, number = (facts.last, facts.since_last) if lately else (facts.reference, facts.since_reference)
     if base == facts.served:
         return Cause(part=part, evidence=evidence, command="rag fsck; rag ingest --reindex")
-    return Cause(part=part, evidence=evidence, command=f"rag diff {base[:12]} {facts.served[:12]}; {undo}")
+    undo = "rag rollback" if lately and number <= 1 else f"rag rollback {base[:12]}"
+    return Cause(part=part, evidence=evidence, command=f"{_closer_look(alarm, base, facts, number)}; {undo}")
+
+
+def _closer_look(alarm: Finding, base: str, facts: Facts, number: int) -> str:
+    """The command that shows what did it: which of several releases, where that can be searched for."""
+    if number > 1 and alarm.monitor in ("retrieval", "golden_answers"):
+        if alarm.check == "gate":
+            return f"rag bisect --good {base[:12]}"
+        if alarm.check in METRICS:
+            return f"rag bisect --metric {alarm.check} --good {base[:12]}"
+    return f"rag diff {base[:12]} {facts.served[:12]}"
 
 
 def _changed(night: Night, since: str) -> frozenset[str]:
@@ -123,6 +140,11 @@ def _changed(night: Night, since: str) -> frozenset[str]:
         return frozenset(changed_parts(old, night.served, corpus=corpus))
     except PlumblineError:
         return frozenset()
+
+
+def _releases_since(night: Night, since: str) -> int:
+    line = night.knowledge_base.repository.log(night.served.commit, first_parent=True)
+    return next((number for number, commit in enumerate(line) if commit.id == since), 0)
 
 
 def _same_passages(night: Night) -> float | None:

@@ -40,7 +40,11 @@ def evaluate_release(
         MissingExtraError: ragas is not installed and there are golden questions.
         StorageError: The verdict cannot be stored.
     """
-    case = Case.of(knowledge_base, ref, baseline)
+    return evaluate_case(knowledge_base, Case.of(knowledge_base, ref, baseline), again=again)
+
+
+def evaluate_case(knowledge_base: KnowledgeBase, case: Case, *, again: bool = False) -> Verdict:
+    """`evaluate_release` of a case that the caller has put together."""
     kept = Evaluations(knowledge_base.repository)
     known = None if again else kept.verdict(case.release.answers_digest, case.before_digest)
     if known and known.status != "INCOMPLETE" and known.rules == case.rules:

@@ -224,9 +224,9 @@ def _blind_spots(metrics: Iterable[MetricVerdict]) -> list[str]:
     return [f"too few golden questions to show a loss the size of the margin; detectable: {', '.join(blind)}"]
 
 
-def _losses(candidate: Scores, baseline: Scores, margins: Mapping[str, float]) -> tuple[Loss, ...]:
+def _losses(candidate: Scores, baseline: Scores, margins: Iterable[str]) -> tuple[Loss, ...]:
     found = []
-    for name in margins:
+    for name in dict.fromkeys((*margins, *ZERO_TOLERANCE)):
         old = baseline.values(name)
         found += [
             Loss(id=key, metric=name, candidate=value, baseline=old[key])

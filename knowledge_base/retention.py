@@ -95,6 +95,8 @@ def _divide(repository: Repository, retention: Retention, now: float) -> tuple[s
     if retention.keep_last is None and retention.keep_days is None:
         return set(everything), set()
     kept = {*branches, *(tags if retention.keep_tags else ())}
+    # The first commit of all holds nothing, and the branch of the evaluations begins at it.
+    kept |= {commit.id for commit in everything.values() if not commit.parents}
     for head in branches:
         if retention.keep_last:
             log = repository.log(head, first_parent=True, amount=retention.keep_last)

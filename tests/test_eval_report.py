@@ -6,6 +6,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree
@@ -298,6 +299,22 @@ def test_alarms_get_the_cause_that_can_have_moved_them(name: str, known: Facts, 
     monitor, check = name.split(".")
     (found,) = attribute([finding(monitor=monitor, check=check, level="page")], known)
     assert found.causes[0].part == cause and found.causes[0].command
+
+
+def test_golden_alarms_after_several_releases_name_the_search_for_the_one_that_did_it() -> None:
+    several = replace(facts("corpus"), since_last=3)
+
+    def command(monitor: str, check: str, known: Facts) -> str:
+        (found,) = attribute([finding(monitor=monitor, check=check, level="page")], known)
+        return found.causes[0].command
+
+    last, served = "a" * 12, "c" * 12
+    undo = f"rag rollback {last}"
+    assert command("retrieval", "gate", several) == f"rag bisect --good {last}; {undo}"
+    searched = f"rag bisect --metric context_recall --good {last}; {undo}"
+    assert command("retrieval", "context_recall", several) == searched
+    assert command("corpus", "loss", several) == f"rag diff {last} {served}; {undo}"
+    assert command("retrieval", "gate", facts("corpus")) == f"rag diff {last} {served}; rag rollback"
 
 
 def test_live_answers_that_fell_while_the_questions_drifted_are_laid_at_the_questions() -> None:

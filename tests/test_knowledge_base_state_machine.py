@@ -348,7 +348,11 @@ class Versions(RuleBasedStateMachine):
         report = gc(self.kb, Retention(keep_last=keep_last), dry_run=False)
         event(f"gc: keep_last {keep_last}, freed: {report.bytes > 0}")
         heads = set(self.branches.values())
-        kept = heads | {old for head in heads for old in self.first_parents(head)[: keep_last or 0]}
+        kept = (
+            heads
+            | {self.root}
+            | {old for head in heads for old in self.first_parents(head)[: keep_last or 0]}
+        )
         gone = set(self.versions) - kept if keep_last else set[str]()
         assert report.expired == tuple(sorted(report.expired)) and gone <= set(report.expired)
         assert not kept & set(report.expired)
