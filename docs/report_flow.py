@@ -2,7 +2,7 @@
 
     pip install "plumbline[flow]"
     python report_flow.py run --kb /srv/kb --output /srv/report
-    python report_flow.py --with retry argo-workflows create      # or step-functions, airflow
+    python report_flow.py --datastore=s3 argo-workflows create    # or step-functions, airflow: docs/report.md
 
 The plain command does the same in one process: `rag report --kb /srv/kb -o /srv/report --date yesterday`.
 """
