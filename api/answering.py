@@ -2,20 +2,25 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from itertools import chain
 from typing import Annotated, Any
 
+from anyio import CancelScope
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from api.access import Reader, Session
 from api.problems import problem_of
-from api.request_context import answered
+from api.request_context import answered, unfinished
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN
 from rag.answer import Answer, Context, Event, ReleaseRef, Turn
 from rag.answer_log import Feedback
+from rag.engine import Engine
 from rag.filters import CONDITION_PATTERN, parse_conditions
 
 _LOG = logging.getLogger(__name__)
@@ -80,9 +85,8 @@ def answering_routes() -> APIRouter:
             answer = engine.ask(body.question, body.top_k, **given)
             record(at, answer)
             return answer
-        events = begin(engine.stream(body.question, body.top_k, **given))
-        lines = as_events(events, lambda answer: record(at, answer))
-        return stream_response(lines, engine.release_ref)
+        begun = Begun(at, engine, body.question, engine.stream(body.question, body.top_k, **given))
+        return EventStream(begun, as_events(begun))
 
     @router.post("/search")
     def search(body: Search, at: Reader, response: Response) -> Results:
@@ -111,29 +115,69 @@ def record(at: Session, answer: Answer) -> None:
         _LOG.warning("answer %s not logged: %s", answer.id, error.message)
 
 
-def begin(events: Iterator[Event]) -> Iterator[Event]:
-    """The same events, the first one made already: what is wrong with a question is an HTTP status yet."""
-    first = next(events)
+class Begun:
+    """An answer under way: its events, the first made already.
 
-    def all_of_them() -> Iterator[Event]:
-        yield first
-        yield from events
+    What is wrong with a question is an HTTP status yet. The whole answer is recorded; `close` says that there
+    is none because nobody waited for it.
+    """
 
-    return all_of_them()
+    def __init__(
+        self, at: Session, engine: Engine, question: str, events: Generator[Event, None, None]
+    ) -> None:
+        self._at, self._question = at, question
+        self.release = engine.release_ref
+        self._first, self._events = next(events), events
+        self._over = False
+
+    def __iter__(self) -> Iterator[Event]:
+        try:
+            for event in chain([self._first], self._events):
+                if event.event == "done":
+                    record(self._at, event.answer)
+                    self._over = True
+                yield event
+        except Exception:
+            self._over = True
+            raise
+
+    def close(self) -> None:
+        """Have no more of it: a language model that is still writing need not go on."""
+        self._events.close()
+        if not self._over:
+            unfinished(self._at.name, self.release.commit, self._question)
 
 
-def stream_response(lines: Iterator[str], release: ReleaseRef) -> StreamingResponse:
-    """Server-sent events that no proxy holds back."""
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", RELEASE_HEADER: release.commit}
-    return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+class EventStream(StreamingResponse):
+    """Server-sent events that no proxy holds back, for as long as somebody reads them."""
+
+    def __init__(self, begun: Begun, lines: Generator[str, None, None]) -> None:
+        headers = {
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+            RELEASE_HEADER: begun.release.commit,
+        }
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self._begun, self._lines = begun, lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; afterwards, or when the client has left, close what they are made of."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with CancelScope(shield=True):
+                await run_in_threadpool(self._close)
+
+    def _close(self) -> None:
+        self._lines.close()
+        self._begun.close()
 
 
-def as_events(events: Iterator[Event], done: Callable[[Answer], None]) -> Iterator[str]:
+def as_events(events: Iterable[Event]) -> Generator[str, None, None]:
     """retrieval, text, restart, citations, done; error in place of the last two when it fails."""
     try:
         for event in events:
             if event.event == "done":
-                done(event.answer)
                 cited = [citation.model_dump(mode="json") for citation in event.answer.citations]
                 yield _sent("citations", {"citations": cited})
             yield _sent(event.event, event.model_dump(mode="json", exclude={"event"}))

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.answering import RELEASE_HEADER
 from api.logs import log_answer, log_request
 from api.observe import Metrics
-from api.request_context import ON_ANSWER, REQUEST_ID
+from api.request_context import REQUEST_ID, WITNESS
 from api.tracing import Tracing
 from rag.answer import Answer
 
@@ -47,7 +47,7 @@ class Edge:
         given = Headers(scope=scope).get(REQUEST_HEADER, "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         REQUEST_ID.set(request_id)
-        ON_ANSWER.set(self._answered)
+        WITNESS.set(self)
         started, status, release = time.perf_counter(), _CLIENT_LEFT, ""
 
         async def sending(message: Message) -> None:
@@ -79,7 +79,13 @@ class Edge:
                 )
         return None
 
-    def _answered(self, kb: str, answer: Answer) -> None:
+    def unfinished(self, kb: str, release: str, question: str) -> None:
+        """Count and log a stream that nobody waited for the end of."""
+        self._metrics.unfinished(kb)
+        log_answer(kb=kb, release=release, unfinished=True, **self._shown(question))
+
+    def answered(self, kb: str, answer: Answer) -> None:
+        """Count, trace and log an answer."""
         self._metrics.answer(kb, answer)
         self._tracing.answer(kb, answer)
         log_answer(
@@ -92,8 +98,11 @@ class Edge:
             output_tokens=answer.usage.output_tokens,
             cost=answer.cost,
             ms=answer.timings_ms.get("total"),
-            **({"question": answer.question} if self._log_questions else {}),
+            **self._shown(answer.question),
         )
+
+    def _shown(self, question: str) -> dict[str, str]:
+        return {"question": question} if self._log_questions else {}
 
 
 def _secure(headers: MutableHeaders, scope: Scope) -> None:

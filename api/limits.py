@@ -79,17 +79,23 @@ class Limited:
             elif (scope["method"], scope["path"]) in _UPLOADS:
                 await self._answer(scope, self._counted(scope, receive), reply, upload=True)
             else:
-                await self._answer(scope, await self._read(scope, receive), reply, upload=False)
+                body = await self._read(scope, receive)
+                await self._answer(scope, body, reply, upload=False, left=receive)
+        except _Left:
+            pass  # nobody is there to be told anything
         except Refused as refusal:
             self._metrics.refused.labels(refusal.reason).inc()
             await reply.problem(refusal)
         return None
 
-    async def _answer(self, scope: Scope, receive: Receive, reply: Reply, *, upload: bool) -> None:
+    async def _answer(
+        self, scope: Scope, receive: Receive, reply: Reply, *, upload: bool, left: Receive | None = None
+    ) -> None:
+        """Answer in a place of the line; `left` ends when the client leaves, if that can be waited for."""
         line = self._uploads if upload else self._work
         seconds = self._settings.upload_seconds if upload else self._settings.request_seconds
         with self._metrics.queued.track_inprogress():
-            since = await line.enter()
+            since = await line.enter(left)
         work = asyncio.ensure_future(self._app(scope, receive, reply.send))
         work.add_done_callback(lambda done: _leave(line, since, done))
         try:
@@ -170,6 +176,10 @@ def _announced(scope: Scope) -> int:
     return int(given) if given.isdigit() else 0
 
 
+class _Left(Exception):
+    """The client left while it waited for a place."""
+
+
 class _KnownKeys:
     """Authorization headers that were found to hold a key, by their hash, and the ids of those keys."""
 
@@ -207,20 +217,34 @@ class _Line:
         self._held = 0.0
         self._moved = time.monotonic()
 
-    async def enter(self) -> float:
-        """Take a place; returns since when it is held. Raises Refused when there will be none in time."""
+    async def enter(self, left: Receive | None = None) -> float:
+        """Take a place; returns since when it is held.
+
+        Raises:
+            Refused: There will be none in time.
+            _Left: The client has left, so that it needs none.
+        """
         if self._places.locked() and not self._is_worth_waiting():
             raise busy()
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._places.acquire()
-        except TimeoutError:
-            raise busy() from None
-        finally:
-            self._waiting -= 1
+        if self._places.locked():
+            await self._wait(left)
+        else:
+            await self._places.acquire()
         self._moved = time.monotonic()
         return self._moved
+
+    async def _wait(self, left: Receive | None) -> None:
+        place = asyncio.ensure_future(self._places.acquire())
+        gone = [asyncio.ensure_future(left())] if left else []
+        self._waiting += 1
+        try:
+            await asyncio.wait([place, *gone], timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not place.done():
+                raise _Left if any(one.done() for one in gone) else busy()
+        finally:
+            self._waiting -= 1
+            for one in (place, *gone):
+                one.cancel()  # of a place that was taken this does nothing
 
     def leave(self, since: float) -> None:
         """Give back the place that was held since then."""

@@ -49,7 +49,10 @@ class Metrics:
             registry=made,
         )
         self._answers = Counter(
-            "plumbline_answers_total", "Answers: answered or abstained.", ("kb", "outcome"), registry=made
+            "plumbline_answers_total",
+            "Answers: answered, abstained, or unfinished when nobody waited for the end.",
+            ("kb", "outcome"),
+            registry=made,
         )
         self._retrieval = Histogram(
             "plumbline_retrieval_duration_seconds",
@@ -89,6 +92,10 @@ class Metrics:
         """Count a request that was answered; `route` is the template, never the path itself."""
         known = method if method in _METHODS else "other"
         self._requests.labels(known, route, str(status)).observe(seconds)
+
+    def unfinished(self, kb: str) -> None:
+        """Count a stream that nobody waited for the end of."""
+        self._answers.labels(kb, "unfinished").inc()
 
     def answer(self, kb: str, answer: Answer) -> None:
         """Count an answer."""

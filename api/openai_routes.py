@@ -7,7 +7,7 @@ it answers. Citations come as `annotations`, and the whole answer in the extra f
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, StrictBool
 
 from api.access import Session, Visit, Visitor
-from api.answering import RELEASE_HEADER, begin, record, stream_response
+from api.answering import RELEASE_HEADER, Begun, EventStream, record
 from api.problems import openai_error, problem_of
 from knowledge_base.errors import NotFoundError, PlumblineError, UsageError
 from knowledge_base.home import MAIN
@@ -79,10 +79,9 @@ def openai_routes() -> APIRouter:
             record(at, answer)
             headers = {RELEASE_HEADER: engine.release_ref.commit}
             return JSONResponse(_whole(body.model, answer, links), headers=headers)
-        events = begin(engine.stream(question, history=history))
+        begun = Begun(at, engine, question, engine.stream(question, history=history))
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        lines = _chunks(body.model, events, links, at, usage)
-        return stream_response(lines, engine.release_ref)
+        return EventStream(begun, _chunks(body.model, begun, links, usage))
 
     return router
 
@@ -127,7 +126,7 @@ def _whole(model: str, answer: Answer, links: str) -> dict[str, Any]:
     }
 
 
-def _chunks(model: str, events: Iterator[Event], links: str, at: Session, usage: bool) -> Iterator[str]:
+def _chunks(model: str, events: Iterable[Event], links: str, usage: bool) -> Generator[str, None, None]:
     name = f"stream-{time.time_ns():x}"
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **extra: Any) -> str:
@@ -145,7 +144,6 @@ def _chunks(model: str, events: Iterator[Event], links: str, at: Session, usage:
                     {"content": f"\n\n({event.attempt.model} failed; what stands above does not count.)\n\n"}
                 )
             elif event.event == "done":
-                record(at, event.answer)
                 annotations = _annotations(event.answer, links)
                 yield chunk({"annotations": annotations}, "stop", plumbline=event.answer.as_json())
                 if usage:

@@ -7,7 +7,7 @@ always the beginning of the answer.
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -97,7 +97,7 @@ class Chain:
         self._prompt_hash = prompt_hash
         self._models = {m: LanguageModel(m) for m in answer.models if m.model != EXTRACTIVE}
 
-    def stream(self, question: Question) -> Iterator[Event]:
+    def stream(self, question: Question) -> Generator[Event, None, None]:
         """The steps of an answer; the last one is Done.
 
         Raises:

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -171,7 +171,7 @@ class Engine:
         *,
         history: Sequence[Turn] = (),
         where: "Sequence[Condition]" = (),
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """The steps of an answer as they come: what was retrieved, checked text, the whole answer.
 
         Raises:

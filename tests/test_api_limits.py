@@ -1,6 +1,7 @@
 """What one client may take, on a real server: bytes, requests, places, time."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -255,6 +256,59 @@ def test_a_stream_comes_piece_by_piece_and_ends_with_an_error_when_it_takes_too_
     assert told[1] == "event: error"
     problem = json.loads(told[2].removeprefix("data: "))
     assert (problem["status"], problem["error"]["code"]) == (504, 504)
+
+
+def counted(client: httpx.Client, sample: str) -> float:
+    """A sample of /metrics; 0 when it is not there."""
+    found = re.search(rf"^{re.escape(sample)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def becomes(client: httpx.Client, sample: str, value: float) -> bool:
+    for _ in range(300):
+        if counted(client, sample) == value:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/query", PORT_QUESTION),
+        ("/v1/chat/completions", {"model": "kb", "messages": [{"role": "user", "content": "Which port?"}]}),
+    ],
+)
+def test_a_stream_that_its_client_leaves_is_counted_and_is_no_answer(
+    serve: Serve, held: threading.Event, answer_log: AnswerLog, path: str, body: dict[str, Any]
+) -> None:
+    client = serve()
+    with client.stream("POST", path, json={**body, "stream": True}) as reply:
+        next(reply.iter_lines())
+    held.set()
+    assert becomes(client, 'plumbline_answers_total{kb="kb",outcome="unfinished"}', 1)
+    assert not answer_log.recent(1)
+    client.post(path, json={**body, "stream": True}).raise_for_status()
+    assert becomes(client, 'plumbline_answers_total{kb="kb",outcome="answered"}', 1)
+    assert counted(client, 'plumbline_answers_total{kb="kb",outcome="unfinished"}') == 1
+    assert len(answer_log.recent(2)) == 1
+
+
+def test_whoever_leaves_the_line_gets_no_place(serve: Serve, held: threading.Event) -> None:
+    client = serve(concurrent_requests=1, queue_seconds=60)
+    place, body = urlsplit(str(client.base_url)), json.dumps(PORT_QUESTION).encode()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/v1/search", json=PORT_QUESTION)
+        assert becomes(client, "plumbline_http_requests_in_progress", 2)  # the other one asks for metrics
+        with socket.create_connection((place.hostname, place.port), 30) as connection:
+            head = "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert becomes(client, "plumbline_http_requests_queued", 1)
+        assert becomes(client, "plumbline_http_requests_queued", 0) and not first.done()
+        held.set()
+        assert first.result().status_code == 200
+    searched = 'plumbline_http_request_duration_seconds_count{method="POST",route="/v1/search",status="200"}'
+    assert counted(client, searched) == 1
 
 
 def test_clients_that_send_slowly_hold_no_place(serve: Serve) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
 
 from api.access import Reader, Session, Visitor, written_down
-from api.answering import as_events, begin, record, stream_response
+from api.answering import Begun, EventStream, as_events, record
 from api.console.pages import PageRoute, page, see
 from eval.golden_files import GoldenFiles
 from eval.golden_generate import from_feedback
@@ -80,9 +80,8 @@ def _add_asking(router: APIRouter) -> None:
     ) -> Response:
         engine = at.engine(ref)
         if "text/event-stream" in request.headers.get("accept", "") and not against:
-            events = begin(engine.stream(question))
-            lines = as_events(events, lambda made: record(at, made))
-            return stream_response(lines, engine.release_ref)
+            begun = Begun(at, engine, question, engine.stream(question))
+            return EventStream(begun, as_events(begun))
         made = [engine.ask(question)] + ([at.engine(against).ask(question)] if against else [])
         for one in made:
             record(at, one)
