@@ -8,6 +8,7 @@ import fnmatch
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -17,28 +18,31 @@ GROUP = r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,99}"
 _GROUP = re.compile(GROUP)
 _OPENS = re.compile(r"[\s\ufeff]*---")
 _FRONT_MATTER = re.compile(r"[\s\ufeff]*---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*$", re.DOTALL | re.MULTILINE)
-_SAYS = re.compile(r"""\ballow["']?[ \t]*:""", re.IGNORECASE)
-_HEAD = 1000
-"""Characters in which front matter without an end is looked for."""
+_KEY = "allow"
+# YAML can spell a key in letters, or in escapes of a double-quoted string; without either there is none.
+_ESCAPE = r"\\[xuU\r\n]"
+_COULD_SAY = re.compile(rf"\b{_KEY}\b|{_ESCAPE}", re.IGNORECASE)
+# Of what has no end nobody knows how far it goes: prose may hold the word, a key has a sign beside it.
+_LOOKS_LIKE_KEY = re.compile(rf"""\b{_KEY}["']?\s*:|\?\s+["']?{_KEY}\b|{_ESCAPE}""", re.IGNORECASE)
 
 
 def declared_groups(text: str) -> tuple[str, ...] | None:
     """The groups in a document's front matter (`allow: [hr, board]`), None where it says nothing.
 
-    An `allow` that cannot be read as names of groups lets nobody in: ().
+    An `allow` that cannot be read as names of groups lets nobody in: (). So does front matter that may hold
+    one and is no YAML, or has no end.
     """
     if not _OPENS.match(text):
         return None
     front = _FRONT_MATTER.match(text)
-    if not _SAYS.search(front[1] if front else text[:_HEAD]):
+    if front is None:
+        return () if _LOOKS_LIKE_KEY.search(text) else None
+    if not _COULD_SAY.search(front[1]):
         return None
     try:
-        keys = yaml.safe_load(front[1]) if front else None
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
-        keys = None
-    if not isinstance(keys, dict):
+        said = _said(front[1])
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, nobody may read the document
         return ()
-    said = [value for key, value in keys.items() if str(key).strip().lower() == "allow"]
     if not said:
         return None
     groups = [said[0]] if isinstance(said[0], str) else said[0]
@@ -46,6 +50,28 @@ def declared_groups(text: str) -> tuple[str, ...] | None:
     if readable and all(isinstance(group, str) and _GROUP.fullmatch(group) for group in groups):
         return tuple(dict.fromkeys(groups))
     return ()
+
+
+def _said(front: str) -> list[Any]:
+    """What YAML has under each `allow`, however it is written. Raises errors of many kinds."""
+    loader = yaml.SafeLoader(front)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            prose = node is None or isinstance(node, yaml.ScalarNode)
+            return [] if prose else [None]
+        written = sum(_is_key(key.value) for key, _ in node.value)
+        keys = loader.construct_document(node)
+    finally:
+        loader.dispose()
+    if not isinstance(keys, dict):  # such as a set
+        return [None]
+    said = [value for key, value in keys.items() if _is_key(key)]
+    return said if written < 2 else [None]  # of two that are spelled alike YAML would take the last
+
+
+def _is_key(key: object) -> bool:
+    return str(key).strip().lower() == _KEY
 
 
 class Access:

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.readers import read_document
@@ -46,12 +49,50 @@ QUESTION = "What is the salary of Astrid Lund?"
         ("---\nallow: hr\nwhen: 2024-99-99\n---\nText", ()),
         ("---\nrobots:\n  allow: hr\n---\nText", None),
         ("---\n\nA rule, then text.\n", None),
+        ("---\n? allow\n: [hr]\n---\nText", ("hr",)),
+        ('---\n"all\\u006fw": hr\n---\nText', ("hr",)),
+        ('---\n? "al\\\n  low"\n: hr\n---\nText', ("hr",)),
+        ("---\n!!set {allow}\n---\nText", ()),
+        ("---\nallow: !!timestamp x\n---\nText", ()),
+        ("---\n{title: x, 'allow' : [hr]}\n---\nText", ("hr",)),
+        ("---\nbase: &b {allow: hr}\n<<: *b\n---\nText", ("hr",)),
+        ("---\nkey: &k allow\n*k : hr\n---\nText", ("hr",)),
+        (f"---\ntitle: {'x' * 5000}\nallow: hr\n---\nText", ("hr",)),
+        (f"---\ntitle: {'x' * 5000}\nallow: hr\nText without an end", ()),
+        (f"---\ntitle: {'x' * 5000}\n? allow\n: hr\nText without an end", ()),
+        ('---\n"all\\x6fw": hr\nText without an end', ()),
+        ("---\nallow: hr\nallow: everyone\n---\nText", ()),
+        ("---\n? [allow]\n: hr\n---\nText", ()),
+        ("---\nallow: hr\nx: " + "[" * 5000 + "\n---\nText", ()),
+        ("---\ntitle: how: to allow\n---\nText", ()),
+        ("---\ntitle: how: to do it\n---\nText", None),
+        ("---\ntitle: What we allow\n---\nText", None),
+        ("---\nWe allow dogs.\n---\nText", None),
+        ("-----\nRules\n-----\nWe allow dogs.\n", None),
     ],
 )
 def test_what_a_document_allows_is_read_and_what_cannot_be_read_lets_nobody_in(
     text: str, groups: tuple[str, ...] | None
 ) -> None:
     assert declared_groups(text) == groups
+
+
+@given(
+    st.dictionaries(st.text(max_size=20), st.text(max_size=40), max_size=5),
+    st.sampled_from([None, "'", '"', "|", ">"]),
+    st.booleans(),
+)
+def test_a_rule_is_found_however_yaml_writes_it(
+    others: dict[str, str], style: str | None, flow: bool
+) -> None:
+    keys = {key: value for key, value in others.items() if key.strip().lower() != "allow"} | {"allow": ["hr"]}
+    front = yaml.safe_dump(keys, default_style=style, default_flow_style=flow, allow_unicode=flow, width=30)
+    assert declared_groups(f"---\n{front}---\nText") == ("hr",)
+
+
+@given(st.text(alphabet="allow: -?[]{}|>&*!'\"\\\n\tx61.", max_size=80))
+def test_no_front_matter_is_an_error(front: str) -> None:
+    assert declared_groups(f"---\nallow: hr\n{front}\n---\nText") is not None
 
 
 @pytest.mark.parametrize(
