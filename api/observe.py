@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from api.access import Visitor
 from api.hosting import Hosted
+from api.observe_results import Results
 from knowledge_base.release import EXTRACTIVE
 from rag.answer import Answer
 
@@ -29,6 +30,7 @@ class Metrics:
         self.registry = made = CollectorRegistry()
         ProcessCollector(namespace="plumbline", registry=made)
         made.register(_Releases(host))
+        made.register(Results(host))
         self._requests = Histogram(
             "plumbline_http_request_duration_seconds",
             "Time to the last byte of a response.",

@@ -23,6 +23,7 @@ _SUSPECTS: Mapping[str, tuple[Part, ...]] = {
     "trends": (*_WRITING, *_RETRIEVING, "queries"),
     "housekeeping": ("machine",),
     "changes": (),
+    "golden_rows": ("corpus",),
     "self_test": (),
 }
 """What can move each monitor. The order decides when several of them changed and nothing else tells."""

@@ -71,7 +71,7 @@ def answers(night: Night) -> Section:
 
 
 def behaviour(night: Night) -> Section:
-    """How often there was no answer, a reader against it, a failed model; how slow and dear it was."""
+    """How often there was no answer, one was blocked, a reader against it; how slow and dear it was."""
     if not night.asked:
         why = "no answers were logged"
         return Section(monitor="service", title="Service", findings=(insufficient("service", "all", why),))
@@ -117,6 +117,7 @@ def _checks(was: dict[str, float]) -> tuple[_Check, ...]:
     return (
         _Check("abstention", lambda one: one.answer.abstained, "the share of questions not answered",
 (0.05, 0.15)),
+        _Check("blocked", was_blocked, "the share of answers of which nothing was let through", (0.02, 0.1)),
         _Check("feedback", lambda one: one.down, "the share of answers that readers were against",
                (0.02, 0.1)),
         _Check("errors", lambda one: bool(one.answer.attempts), "the share of answers with a failed model",
@@ -124,6 +125,11 @@ def _checks(was: dict[str, float]) -> tuple[_Check, ...]:
         _Check("latency", _log_time, "the logarithm of the time to the answer", (math.log(1.5), math.log(3))),
         _Check("cost", lambda one: one.answer.cost, "the cost of an answer", (0.5 * cost, 2 * cost)),
     )  # fmt: skip
+
+
+def was_blocked(one: Served) -> bool:
+    """Whether a model answered, and no sentence of it had the support that it needs."""
+    return one.answer.abstained and bool(one.answer.unsupported)
 
 
 def _log_time(one: Served) -> float:
@@ -297,6 +303,7 @@ def _figures(served: Sequence[Served]) -> dict[str, float]:
     found = {
         "answers": float(len(given)),
         "abstention_rate": statistics.fmean(float(answer.abstained) for answer in given),
+        "blocked_rate": statistics.fmean(float(was_blocked(one)) for one in served),
         "negative_feedback_rate": statistics.fmean(float(one.down) for one in served),
         "failed_model_rate": statistics.fmean(float(bool(answer.attempts)) for answer in given),
         "unsupported_sentences": float(sum(len(answer.unsupported) for answer in given)),

@@ -70,7 +70,8 @@ def questions(night: Night) -> Section:
             f"{MINIMUM_ITEMS} in {MINIMUM_BLOCKS} on both sides"
         )
         finding = insufficient("queries", "drift", why).model_copy(update={"n": new, "reference_n": old})
-        return Section(monitor="queries", title="Questions", findings=(finding,), values=sizes)
+        untested = insufficient("self_test", "control", "too few questions to try the detector on")
+        return Section(monitor="queries", title="Questions", findings=(finding, untested), values=sizes)
     seed = night.seed("queries")
     mmd = block_mmd(asked.sample.take(asked.sample.thinned(seed)), seed)
     rows = asked.sample.thinned(seed, _PER_SIDE)

@@ -24,6 +24,7 @@ _CAPTURE, _GRAVE_CAPTURE = 0.1, 0.2
 """Share of the golden questions at whose top one new document may stand, unasked for."""
 _FEWEST = 10
 _SHOWN = 30
+_STALE_NAMED = 5
 _RANKING = ("context_recall", "reciprocal_rank", "ndcg")
 _ANSWERING = ("faithfulness", "abstention", "factual_correctness")
 _FLOOR, _PAGE_FLOOR = 0.02, 0.05
@@ -86,21 +87,20 @@ def retrieval(night: Night) -> Section:
     """The golden questions asked of the served release and of the reference's; the index against itself."""
     rows = load_golden(night.knowledge_base.repository, night.served.commit)
     asked = {row.id: row for row in rows if row.state == "approved"}
-    stale = sum(row.state == "stale" for row in rows)
+    index = _index_recall(night, list(asked.values()))
+    values = {f"{finding.check}_recall": 1 - (finding.effect or 0.0) for finding in index}
     if not asked:
         why = "there are no golden questions: put some into golden/*.jsonl, then ingest"
         return Section(
             monitor="retrieval",
             title="Golden questions",
-            findings=(insufficient("retrieval", "golden", why), *_index_recall(night, [])),
+            findings=(insufficient("retrieval", "golden", why), _stale(night, rows), *index),
+            values=values,
         )
     new, old = night.golden
-    findings = [_gate(night), *_index_recall(night, list(asked.values()))]
+    findings = [_gate(night), _stale(night, rows), *index]
     tables, charts = [], []
-    if stale:
-        said = f"{stale} golden question(s) are stale: `rag golden list`"
-        findings.append(Finding(monitor="retrieval", check="stale", level="warn", said=said, n=stale))
-    values = {f"golden_{m.name}": m.candidate for m in night.verdict.metrics if m.candidate is not None}
+    values |= {f"golden_{m.name}": m.candidate for m in night.verdict.metrics if m.candidate is not None}
     if night.at_reference:
         old = None  # what the verdict compares with then is the release before
     tables.append(_metrics(night.verdict, alone=old is None))
@@ -127,6 +127,27 @@ def retrieval(night: Night) -> Section:
         tables=tuple(tables),
         charts=tuple(charts),
         values=values,
+    )
+
+
+def _stale(night: Night, rows: Sequence[GoldenQuestion]) -> Finding:
+    """Golden questions that somebody set aside, or whose document or quote the served release lacks."""
+    text = night.engine.snapshot.document_text
+    stale = [
+        row.id
+        for row in rows
+        if row.state == "stale" or (row.state == "approved" and not row.is_held_by(text))
+    ]
+    named = ", ".join(stale[:_STALE_NAMED]) + (" ..." if len(stale) > _STALE_NAMED else "")
+    return Finding(
+        monitor="golden_rows",
+        check="stale",
+        level="warn" if stale else "ok",
+        said=f"{len(stale)} golden question(s) are stale: {named}: `rag golden review`"
+        if stale
+        else "the served release holds what every golden question requires",
+        effect=float(len(stale)),
+        n=len(rows),
     )
 
 

@@ -20,6 +20,8 @@ from knowledge_base.errors import NotFoundError, UsageError
 from knowledge_base.home import EVALUATIONS, KnowledgeBase
 from knowledge_base.release import Frozen
 
+SCHEMA_VERSION = 2
+"""Of report.json."""
 _PREFIX = "reports/"
 _REFERENCES = f"{_PREFIX}references.json"
 REFERENCE_DAYS = 28

@@ -11,7 +11,7 @@ from eval.attribution import Facts, attribute
 from eval.family import PAGE_LEVEL, WARN_LEVEL, benjamini_hochberg, holm
 from eval.findings import Finding, Section
 from eval.night_inputs import Night
-from eval.nights import Nights, Reference
+from eval.nights import SCHEMA_VERSION, Nights, Reference
 from eval.report_files import as_junit, as_prometheus, as_text
 from eval.report_html import render
 from knowledge_base.durable import write_bytes
@@ -20,7 +20,6 @@ from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.release import Frozen
 from rag.answer_log import AnswerLog
 
-SCHEMA_VERSION = 2
 Status = Literal["OK", "WARN", "PAGE", "BLIND"]
 _MEASURING = {"retrieval", "queries", "answers", "service"}
 
@@ -141,7 +140,7 @@ def conclude(night: Night, measured: Sequence[Section]) -> Report:
 
 def _home(finding: Finding, sections: Mapping[str, Section]) -> str:
     """The section that shows a finding."""
-    elsewhere = {"golden_answers": "retrieval", "self_test": "queries"}
+    elsewhere = {"golden_answers": "retrieval", "golden_rows": "housekeeping", "self_test": "housekeeping"}
     return finding.monitor if finding.monitor in sections else elsewhere[finding.monitor]
 
 

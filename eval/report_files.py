@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _ALARMS_TOLD = 5
 _WIDTH = 200
 _WEBHOOK_SECONDS = 10.0
-_STATUS = ("OK", "WARN", "BLIND", "PAGE")
+STATUSES = ("OK", "WARN", "BLIND", "PAGE")
+"""In the order of their numbers in Prometheus."""
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -69,7 +70,7 @@ def as_prometheus(report: "Report") -> str:
     lines = [
         "# HELP plumbline_report_status 0 OK, 1 WARN, 2 BLIND, 3 PAGE.",
         "# TYPE plumbline_report_status gauge",
-        f"plumbline_report_status {_STATUS.index(report.verdict)}",
+        f"plumbline_report_status {STATUSES.index(report.verdict)}",
         "# HELP plumbline_report_alarm 1 for each alarm of the night.",
         "# TYPE plumbline_report_alarm gauge",
     ]

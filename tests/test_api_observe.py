@@ -6,8 +6,10 @@ import logging
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from api.server import create_app
 from api.serving import Live
 from api.settings import read_environment
 from api.tracing import Tracing
+from eval.evaluate import evaluate_release
+from eval.report import write_report
 from ingestion.pipeline import IngestOptions, ingest
-from ingestion.sources import Sources
+from ingestion.sources import Sources, list_sources
 from knowledge_base.errors import SettingsError
 from knowledge_base.home import KnowledgeBase
 from rag.answer_log import AnswerLog
@@ -192,6 +196,36 @@ def test_an_answer_is_counted_logged_and_traced(
     }
     assert resource["service.name"] == "plumbline"
     assert b"What is the default port" not in b"".join(r.SerializeToString() for r in collector.requests)
+
+
+def test_the_newest_evaluation_and_report_are_told_without_details_where_documents_are_closed(
+    knowledge_base: KnowledgeBase, answer_log: AnswerLog, sources: Path, tmp_path: Path
+) -> None:
+    with served(knowledge_base, answer_log) as client:
+        assert not any(name.startswith(("plumbline_eval", "plumbline_rep")) for name, *_ in numbers(client))
+    row = {"id": "port", "question": PORT_QUESTION["question"], "document": "install.md"}
+    (knowledge_base.root / "golden" / "main.jsonl").write_text(json.dumps(row))
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    evaluate_release(knowledge_base, "main")
+    report = write_report(knowledge_base, answer_log, tmp_path, day=date(2026, 11, 20))
+    with served(knowledge_base, answer_log) as client:
+        found = numbers(client)
+    assert found["plumbline_evaluation_status", "kb", "PASS"] == 1
+    assert found["plumbline_evaluation_status", "kb", "FAIL"] == 0
+    assert found["plumbline_evaluation_score", "kb", "context_recall"] == 1
+    assert time.time() - found["plumbline_evaluation_timestamp_seconds", "kb"] < 600
+    assert found["plumbline_report_status", "kb"] == ("OK", "WARN", "BLIND", "PAGE").index(report.verdict)
+    assert found["plumbline_report_day_timestamp_seconds", "kb"] == 1_795_132_800
+    assert found["plumbline_report_value", "kb", "documents"] == 6
+    told = {tuple(labels) for name, *labels in found if name == "plumbline_report_alarm"}
+    assert told == {(a.check, "kb", a.level, a.monitor) for a in report.alarms}
+
+    (sources / "secret.md").write_text("---\nallow: [board]\n---\n# Secret\n\nWe are for sale.\n")
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    with served(knowledge_base, answer_log) as client:
+        names = {name for name, *_ in numbers(client)}
+    assert {"plumbline_report_status", "plumbline_evaluation_status"} <= names
+    assert not names & {"plumbline_report_value", "plumbline_report_alarm", "plumbline_evaluation_score"}
 
 
 def test_every_response_has_an_id_and_safe_headers_even_an_unexpected_one(

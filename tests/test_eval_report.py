@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -25,7 +26,7 @@ from knowledge_base.embedders import OnnxEmbedder
 from knowledge_base.errors import UnavailableError, UsageError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.lifecycle import Judgement
-from rag.answer import Answer, ReleaseRef
+from rag.answer import Answer, ReleaseRef, Unsupported
 from rag.answer_log import AnswerLog, Feedback
 from rag.engine import Engine
 
@@ -68,9 +69,9 @@ def log(tmp_path: Path) -> Iterator[AnswerLog]:
 
 
 def traffic(
-    kb: KnowledgeBase, log: AnswerLog, day: date, number: int = 100, other: float = 0.0
+    kb: KnowledgeBase, log: AnswerLog, day: date, number: int = 100, other: float = 0.0, blocked: int = 0
 ) -> list[Answer]:
-    """Log a day of questions, a share of them about something else, one every twelve minutes."""
+    """Log a day of questions, one every twelve minutes: a share about something else, the last blocked."""
     engine, drawn, logged = Engine.open(kb), random.Random(day.isoformat()), []
     answers = {text: engine.ask(text) for text in (*QUESTIONS, *ELSEWHERE)}
     engine.close()
@@ -78,6 +79,10 @@ def traffic(
         text = drawn.choice(ELSEWHERE if drawn.random() < other else QUESTIONS)
         asked_at = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(minutes=12 * place)
         answer = answers[text].model_copy(update={"id": f"{day}-{place}", "timings_ms": {"total": 50.0}})
+        if place >= number - blocked:
+            said = Unsupported(sentence="The moon is made of cheese.", support=0.01, flagged=False)
+            without: dict[str, Any] = {"abstained": True, "citations": (), "unsupported": (said,)}
+            answer = answer.model_copy(update=without)
         log.append(answer, asked_at)
         logged.append(answer)
     return logged
@@ -140,6 +145,10 @@ def test_lost_documents_page_and_are_laid_at_the_corpus(
     assert alarm(report, "corpus.loss").level == "page"
     cause = alarm(report, "retrieval.gate").causes[0]
     assert cause.part == "corpus" and f"rag diff {before[:12]}" in cause.command
+    stale = alarm(report, "golden_rows.stale")
+    assert stale in report.sections[-1].findings and report.sections[-1].monitor == "housekeeping"
+    assert "3 golden question(s) are stale: founder, hash, port" in stale.said
+    assert stale.causes[0].part == "corpus"
     told = alarm(report, "changes.gate").said
     assert "NO-GATE" in told and "FAIL" in told and "context_recall fell by" in told
 
@@ -152,7 +161,20 @@ def test_an_accepted_release_is_no_news_any_more(
     assert write_report(golden, log, tmp_path, day=DAY - timedelta(days=1)).verdict == "PAGE"
     Nights(golden).accept("main", DAY - timedelta(days=1), "they are meant to be gone")
     report = write_report(golden, log, tmp_path, day=DAY)
-    assert (report.verdict, report.reasons) == ("OK", ())
+    # What is left are the questions about them, which nobody has retired.
+    assert (report.verdict, [a.name for a in report.alarms]) == ("WARN", ["golden_rows.stale"])
+
+
+def test_blocked_answers_are_told_from_other_abstentions(
+    golden: KnowledgeBase, log: AnswerLog, tmp_path: Path
+) -> None:
+    for days in (2, 1):
+        traffic(golden, log, DAY - timedelta(days=days), other=0.1)
+    traffic(golden, log, DAY, other=0.1, blocked=60)
+    write_report(golden, log, tmp_path, day=DAY - timedelta(days=1))
+    report = write_report(golden, log, tmp_path, day=DAY)
+    assert report.values["blocked_rate"] == 0.6 < report.values["abstention_rate"]
+    assert alarm(report, "service.blocked").effect == pytest.approx(0.6, abs=0.01)
 
 
 def test_another_embedder_under_the_same_name_pages(
