@@ -1,5 +1,6 @@
 """How results look to a person at a terminal."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 _SHOWN = 12
 _AROUND = 300
+_UNFOLDED = 100_000
 
 
 def make_console() -> Console:
     """A console for standard output."""
-    # What goes into a file or a pipe is not folded to the width of a screen.
-    width = None if sys.stdout.isatty() else 200
+    # What goes into a file or a pipe is not folded: a row stays a line.
+    width = None if sys.stdout.isatty() else _UNFOLDED
     return Console(highlight=False, soft_wrap=True, width=width)
 
 
@@ -67,6 +69,9 @@ def print_ingest(result: "IngestResult") -> None:
     console.print(
         f"chunks     {chunks['added']} added, {chunks['removed']} removed, {chunks['total']} in all"
     )
+    shared = chunks["added"] - result.embedded - result.reused
+    if shared > 0:
+        embedding += f"; {shared} of the added chunks have the text of another one, and its vector"
     console.print(f"vectors    {embedding}")
     if not result.changed and not chunks["total"]:
         console.print("Nothing is ingested yet: `rag ingest PATH...`.")
@@ -85,8 +90,10 @@ def print_status(value: Mapping[str, Any]) -> None:
     release = value["release"]
     console.print(f"{value['root']}: main at {release['commit'][:12]}")
     console.print(f"{value['documents']} documents, {value['chunks']} chunks")
-    print_settings(console, value["settings"])
-    print_changes(console, {**value["files"], "renamed": []})
+    new = not value["documents"] and "sources" not in value
+    if not new:  # of which every prompt and every golden question is added
+        print_settings(console, value["settings"])
+        print_changes(console, {**value["files"], "renamed": []})
     same = not value["settings"] and not any(value["files"].values())
     if "sources" in value:
         sources = value["sources"]
@@ -103,8 +110,10 @@ def print_status(value: Mapping[str, Any]) -> None:
             "Nothing differs." if "sources" in value else "Settings, prompts and golden questions are main's."
         )
         console.print(what)
-    elif not value["documents"] and "sources" not in value:
-        console.print("Nothing is ingested yet: `rag ingest PATH...`.")
+    elif new:
+        console.print(
+            "Nothing is ingested yet: `rag ingest PATH...`; it commits the prompts and golden/ too."
+        )
 
 
 def print_answer(answer: "Answer", *, text: bool = True) -> None:
@@ -271,7 +280,9 @@ def print_release(value: Mapping[str, Any]) -> None:
             f"{_bytes(segment['bytes'])}{buried}"
         )
     for part, keys in value["settings"].items():
-        console.print(f"{part:>10}  " + escape(", ".join(f"{key}={val!r}" for key, val in keys.items())))
+        console.print(
+            f"{part:>10}  " + escape(", ".join(f"{key} = {_setting(val)}" for key, val in keys.items()))
+        )
     for path in value["paths"][:_SHOWN]:
         console.print(f"  {escape(path)}")
     if len(value["paths"]) > _SHOWN:
@@ -306,7 +317,17 @@ def print_changes(console: Console, documents: Mapping[str, Any], limit: int | N
 def print_settings(console: Console, settings: Mapping[str, Any]) -> None:
     """Settings that differ."""
     for key, change in settings.items():
-        console.print(f"[magenta] setting[/]  {escape(key)}: {change['from']!r} -> {change['to']!r}")
+        before, after = _setting(change["from"]), _setting(change["to"])
+        console.print(f"[magenta] setting[/]  {escape(f'{key}: {before} -> {after}')}")
+
+
+def _setting(value: Any) -> str:
+    """A value as plumbline.toml writes it; a table in braces, and what is not set as a dash."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_setting(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_setting, value)) + "]"
+    return "-" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _gate(entry: Mapping[str, Any]) -> str:

@@ -22,6 +22,22 @@ def print_verdict(value: Mapping[str, Any]) -> None:
     if value["metrics"]:
         console.print(_metrics(value["metrics"]))
         _print_summary(console, value["summary"])
+    _print_losses(console, value)
+
+
+def _print_losses(console: Console, value: Mapping[str, Any]) -> None:
+    """The questions that do worse, and how to look at them."""
+    losses = value["losses"]
+    if not losses:
+        return
+    console.print("questions that score lower than before:")
+    for loss in losses[:_SHOWN]:
+        fell = f"{loss['metric']} {_number(loss['baseline'])} -> {_number(loss['candidate'])}"
+        console.print(f"  [bold]{escape(loss['id'])}[/]  {fell}")
+    if len(losses) > _SHOWN:
+        console.print(f"  [dim]and {len(losses) - _SHOWN} more (--json lists all)[/]")
+    old, new = value["baseline"][:12], value["candidate"][:12]
+    console.print(f"[dim]`rag diff {old} {new}` shows both answers[/]")
 
 
 def _headline(value: Mapping[str, Any]) -> str:
@@ -50,7 +66,7 @@ def _metrics(metrics: Sequence[Mapping[str, Any]]) -> Table:
             _number(metric["baseline"]),
             escape(interval if metric["delta"] is not None else "-"),
             _number(metric["margin"]),
-            _number(metric["detectable"]),
+            "cannot tell" if (metric["detectable"] or 0) > 1 else _number(metric["detectable"]),
             str(metric["n"]),
         )
     return table

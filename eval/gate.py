@@ -26,8 +26,8 @@ class MetricVerdict(Frozen):
 
     `delta` is the mean paired difference, `interval` its 90 % bootstrap interval over `groups` documents,
     `margin` how much worse a primary metric may be, `detectable` the smallest loss that so many questions
-    would show (80 % power); `unpaired` counts the questions that only one of the two has a value for.
-    Without a baseline, the candidate alone.
+    would show (80 % power; above 1 they cannot tell); `unpaired` counts the questions that only one of the
+    two has a value for. Without a baseline, the candidate alone.
     """
 
     name: str
@@ -215,7 +215,7 @@ def _tell(metric: MetricVerdict, verb: str) -> str:
 def _blind_spots(metrics: Iterable[MetricVerdict]) -> list[str]:
     """What so few questions cannot show."""
     blind = [
-        f"{m.name}: {m.detectable:.2f}"
+        f"{m.name}: {m.detectable:.2f}" if m.detectable <= 1 else f"{m.name}: cannot tell"
         for m in metrics
         if m.margin is not None and m.detectable is not None and m.detectable > m.margin
     ]

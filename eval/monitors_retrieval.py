@@ -94,7 +94,11 @@ def retrieval(night: Night) -> Section:
         return Section(
             monitor="retrieval",
             title="Golden questions",
-            findings=(insufficient("retrieval", "golden", why), _stale(night, rows), *index),
+            findings=(
+                insufficient("retrieval", "golden", why),
+                *([_stale(night, rows)] if rows else ()),
+                *index,
+            ),
             values=values,
         )
     new, old = night.golden

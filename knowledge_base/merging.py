@@ -34,10 +34,12 @@ def merge(
         theirs = repository.resolve(source)
         base = repository.find_merge_base(theirs, head)
         if base == theirs:
-            raise NoChangesError(
-                f"The history of {branch!r} holds {source!r} already.",
-                hint=f"If it was rolled back since, `rag rollback {source}` brings it back.",
-            )
+            hint = f"If it was rolled back since, `rag rollback {source}` brings it back."
+            if source == branch:
+                hint = (
+                    f"`rag merge BRANCH` takes one into main, `rag merge {source} --into BRANCH` the reverse."
+                )
+            raise NoChangesError(f"The history of {branch!r} holds {source!r} already.", hint=hint)
         _refuse_conflicts(repository, head, theirs, strategy)
         text = message or f"Merge {source} into {branch}"
         with work_branch(repository, head) as work:

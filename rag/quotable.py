@@ -18,7 +18,9 @@ _TERMS = re.compile(r"[^\W_]+")
 _MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|```")
 _BELOW_HEADER = re.compile(r"[ \t|:-]*-[ \t|:-]*")
 _LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
-_NO_WORDS = re.compile(r"\{\{[%<].*?[%>]\}\}|!\[[^\]]*\]\([^)]*\)", re.DOTALL)
+# Comments and shortcodes: what a reader of the page does not see. A comment may go on in the next passage.
+_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|\{\{[%<].*?[%>]\}\}", re.DOTALL)
+_NO_WORDS = re.compile(rf"{_HIDDEN.pattern}|!\[[^\]]*\]\([^)]*\)", re.DOTALL)
 _ADDRESS = re.compile(r"^\[[^\]]+\]:\s.*|<?https?://\S+", re.MULTILINE)
 _LABEL = re.compile(r"(\*\*|__)[^*]+\1[:.]?")
 _LEAD = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+(?:\[[ xX]\][ \t]+)?")
@@ -92,7 +94,7 @@ def shown(quote: str) -> str:
 
 def _sentences(context: Context, *, comments: bool) -> Iterator[Quotable]:
     front = _FRONT_MATTER.match(context.text) if context.start == 0 else None
-    units = split_units(context.text)
+    units = list(_seen(context.text))
     for unit, after in zip(units, [*units[1:], None], strict=True):
         text = context.text[unit.start : unit.end]
         header = after is not None and _BELOW_HEADER.fullmatch(context.text, after.start, after.end)
@@ -102,6 +104,23 @@ def _sentences(context: Context, *, comments: bool) -> Iterator[Quotable]:
             continue
         words = shown(text)
         yield Quotable(unit.start, unit.end, words, _POINTER_WEIGHT if _points(text, words) else 1.0)
+
+
+def _seen(text: str) -> Iterator[Unit]:
+    """Units without what a reader does not see at their beginning and end; none of that alone."""
+    hidden = [found.span() for found in _HIDDEN.finditer(text)]
+    for unit in split_units(text):
+        start, end = unit.start, unit.end
+        for first, last in hidden:
+            if first <= start < last:
+                start = min(end, last)
+                start += len(text[start:end]) - len(text[start:end].lstrip())
+        for first, last in reversed(hidden):
+            if first < end <= last:
+                end = max(start, first)
+                end = start + len(text[start:end].rstrip())
+        if start < end:
+            yield Unit(start, end, unit.kind)
 
 
 def _states(unit: Unit, text: str, context: Context, *, comments: bool) -> bool:

@@ -78,7 +78,10 @@ def test_people_get_readable_output(kb: Path, sources: Path) -> None:
     assert "no golden set" in rag("log", cwd=kb)
     assert "install.md" in rag("search", "default port", cwd=kb)
     assert "[1]" in rag("ask", "What is the default port of the server?", cwd=kb)
-    assert "6 documents" in rag("show", cwd=kb)
+    shown = rag("show", cwd=kb)
+    assert (
+        "6 documents" in shown and "quarantine = false" in shown and "margins = {faithfulness = 0.05" in shown
+    )
     assert "6 unchanged" in rag("status", sources, cwd=kb)
     assert "up to date" in rag("ingest", sources, cwd=kb)
     assert "Clean" in rag("fsck", cwd=kb)
@@ -86,6 +89,18 @@ def test_people_get_readable_output(kb: Path, sources: Path) -> None:
     assert "no golden set" in rag("eval", cwd=kb)
     assert "OK" in rag("report", "--output", kb / "out", cwd=kb)
     assert (kb / "out" / "report.html").stat().st_size < 1_000_000
+
+
+def test_chunks_that_are_not_embedded_because_their_text_is_there_twice_are_explained(
+    kb: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "twice"
+    folder.mkdir()
+    for name in ("one.md", "two.md"):
+        (folder / name).write_text("# Ferries\n\nFerries leave at dawn.\n")
+    said = rag("ingest", folder, cwd=kb)
+    assert "chunks     2 added" in said and "1 embedded, 0 reused" in said
+    assert "1 of the added chunks have the text of another one, and its vector" in said
 
 
 def test_what_is_not_in_the_documents_is_not_answered(kb: Path) -> None:

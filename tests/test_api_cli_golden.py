@@ -100,10 +100,31 @@ def test_a_diff_shows_old_and_new_answer_side_by_side(
     (sources / "install.md").write_text("# Installation\n\nThe default port of the server is 9000.\n")
     ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
     assert "was not evaluated" in run("diff", before, "main")
-    run("eval", "main", "--baseline", before)
+    said = run("eval", "main", "--baseline", before)
+    assert "cannot tell" in said and "lower than before" not in said
     said = run("diff", before, "main")
     assert "1 of 1 answered differently" in said
     assert "8420" in said and "9000" in said and "why: install.md was changed" in said
+
+
+def test_an_evaluation_names_the_questions_that_lost(
+    knowledge_base: KnowledgeBase, sources: Path, run: Any
+) -> None:
+    run("golden", "add", "What is the default port?", "--document", "install.md", "--id", "port")
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    before = knowledge_base.repository.resolve("main")
+    (sources / "install.md").unlink()
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions(prune=True))
+    said = run("eval", "main", "--baseline", before, code=1)
+    after = knowledge_base.repository.resolve("main")
+    assert "port  context_recall 1.000 -> 0.000" in said
+    assert f"`rag diff {before[:12]} {after[:12]}`" in said
+
+
+def test_a_row_of_a_table_is_one_line_in_a_pipe(run: Any) -> None:
+    asked = f"What is the {'very ' * 60}default port?"
+    run("golden", "add", asked, "--id", "port")
+    assert any("port" in line and asked in line for line in run("golden", "list").splitlines())
 
 
 def test_a_row_that_cannot_be_is_refused(run: Any) -> None:

@@ -100,6 +100,16 @@ def test_status_says_what_the_next_ingest_would_do(kb: Path, sources: Path) -> N
     assert value["sources"]["renamed"] == [{"from": "team.txt", "to": "renamed.txt"}]
     assert [failure["path"] for failure in value["sources"]["failed"]] == ["empty.md"]
     assert "golden/new.jsonl" in rag("status", cwd=kb)
+    settings = kb / "plumbline.toml"
+    settings.write_text(settings.read_text().replace('mode = "hybrid"', 'mode = "dense"'))
+    assert 'retrieval.mode: "hybrid" -> "dense"' in rag("status", cwd=kb)
+
+
+def test_a_knowledge_base_without_a_release_shows_no_differences(tmp_path: Path) -> None:
+    rag("init", "new", cwd=tmp_path)
+    said = rag("status", cwd=tmp_path / "new")
+    assert "Nothing is ingested yet" in said and "added" not in said
+    assert rag_json("status", cwd=tmp_path / "new")["files"]["added"]
 
 
 def test_an_answer_log_that_cannot_be_used_does_not_spoil_the_answer(

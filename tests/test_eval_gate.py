@@ -57,6 +57,13 @@ def test_too_few_questions_to_tell_is_inconclusive_and_blocks() -> None:
     assert verdict.status == "INCONCLUSIVE" and not verdict.publishable
     assert "may have fallen" in verdict.reasons[0]
     assert any("too few golden questions" in reason for reason in verdict.reasons)
+    verdict = judge(scores(context_recall=[1.0]), scores(context_recall=[1.0]), golden="g")
+    assert verdict.reasons[-1].endswith("detectable: context_recall: cannot tell")
+
+
+def test_a_violation_that_the_release_before_did_not_have_is_a_loss() -> None:
+    before, after = scores(canary=[1.0, 1.0]), scores(canary=[0.0, 1.0])
+    assert [(loss.id, loss.metric) for loss in judge(after, before, golden="g").losses] == [("0", "canary")]
 
 
 def test_one_metric_that_is_worse_outweighs_three_that_are_better() -> None:

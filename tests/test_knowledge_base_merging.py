@@ -92,8 +92,12 @@ def test_branches_of_different_chunkers_do_not_mix(kb: KnowledgeBase, write: Wri
 def test_what_is_merged_already_is_said_so(kb: KnowledgeBase, write: Write) -> None:
     write("draft", team="The team sleeps.")
     merge(kb, "draft")
-    with pytest.raises(NoChangesError):
+    with pytest.raises(NoChangesError) as again:
         merge(kb, "draft")
+    assert "`rag rollback draft` brings it back" in again.value.hint
+    with pytest.raises(NoChangesError) as itself:
+        merge(kb, "main")
+    assert "`rag merge main --into BRANCH`" in itself.value.hint
 
 
 def test_a_step_inside_a_merge_is_no_release_to_go_back_to(kb: KnowledgeBase, write: Write) -> None:

@@ -72,6 +72,20 @@ def ask(empty_kb: KnowledgeBase, tmp_path: Path) -> Ask:
     return answer
 
 
+def test_what_a_reader_of_the_page_does_not_see_is_not_quoted(ask: Ask) -> None:
+    page = (
+        "# Refunds\n\n<!-- Ask legal about this. The refund takes ninety days. -->The refund takes fourteen "
+        "days. <!-- true? -->\n\nCards <!-- Visa --> are refunded first.\n\n"
+        "{{% alert %}} The password expires after ninety days. {{% /alert %}}\n\n<!-- The port is 8420."
+    )
+    answer = ask({"page.md": page}, "How many days does the refund take?")
+    assert answer.answer == "The refund takes fourteen days. [1]"
+    assert answer.citations[0].quote == "The refund takes fourteen days."
+    assert "expires after ninety days. [1]" in ask({"page.md": page}, "When does the password expire?").answer
+    assert ask({"page.md": page}, "What is refunded first?").answer == "Cards are refunded first. [1]"
+    assert "8420" not in ask({"page.md": page}, "What is the port?").answer
+
+
 def test_a_heading_is_never_part_of_an_answer_nor_an_answer(ask: Ask) -> None:
     text = "# Refund policy\n## When is a refund due\nA refund is due within\nfourteen days of the request.\n"
     found = ask({"refunds.md": text}, "When is a refund due?")
