@@ -13,7 +13,7 @@ from api.access import Reader, Session, Writer
 from api.idempotency import IdempotencyKey
 from api.job_routes import Asked, Limit, start_job
 from api.jobs import Job, Work, files_in
-from api.uploads import UPLOAD_BODY, receive_files
+from api.uploads import MAX_PREFIX, UPLOAD_BODY, receive_files
 from knowledge_base.errors import NotFoundError
 from knowledge_base.home import MAIN
 from knowledge_base.release import DOCUMENTS_PREFIX
@@ -135,7 +135,9 @@ def _add_changes(router: APIRouter) -> None:
         response: Response,
         at: Writer,
         branch: Branch = MAIN,
-        prefix: Annotated[str, Query(max_length=500, description="Put in front of every filename.")] = "",
+        prefix: Annotated[
+            str, Query(max_length=MAX_PREFIX, description="Put in front of every filename.")
+        ] = "",
         message: Message = None,
         key: IdempotencyKey = None,
     ) -> Job:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_UPLOAD_BYTES = 256 * 1024 * 1024
 MAX_FILES = 1000
+MAX_PREFIX = 500
 FIELD = "files"
 
 UPLOAD_BODY = {
@@ -58,8 +59,13 @@ class Uploaded:
     sha256: str
 
 
-async def receive_files(request: Request, folder: Path, prefix: str) -> list[Uploaded]:
+async def receive_files(
+    request: Request, folder: Path, prefix: str = "", *, prefix_field: str = ""
+) -> list[Uploaded]:
     """Write the files of a multipart body to `folder`/0, 1, ... as they come in.
+
+    `prefix` is put in front of every filename; a form that a person fills in says it instead in the text
+    field called `prefix_field`, before the files: the name of a folder.
 
     Raises:
         HTTPException: The body is too long (413) or of another type (415).
@@ -70,7 +76,7 @@ async def receive_files(request: Request, folder: Path, prefix: str) -> list[Upl
     if kind != b"multipart/form-data":
         raise HTTPException(415, f"Send the files as multipart/form-data, in fields called {FIELD!r}.")
     try:
-        parts = _Parts(folder, prefix)
+        parts = _Parts(folder, prefix, prefix_field)
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())
         received = 0
         try:
@@ -103,11 +109,13 @@ class _Parts:
 
     folder: Path
     prefix: str
+    prefix_field: str
     files: list[Uploaded] = field(default_factory=list)
     complete: bool = False
     _name: bytes = b""
     _value: bytes = b""
     _disposition: bytes = b""
+    _text: bytes = b""
     _path: str = ""
     _file: BinaryIO | None = None
     _hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
@@ -145,7 +153,10 @@ class _Parts:
 
     def _open(self) -> None:
         _, options = parse_options_header(self._disposition)
-        if options.get(b"name") != FIELD.encode() or b"filename" not in options:
+        name = options.get(b"name", b"").decode(errors="replace")
+        if name and name == self.prefix_field and b"filename" not in options and not self.files:
+            return
+        if name != FIELD or b"filename" not in options:
             raise UsageError(
                 f"A part of the form is not a file in a field called {FIELD!r}.",
                 hint="Say branch, message and prefix in the query.",
@@ -159,16 +170,31 @@ class _Parts:
         self._hash = hashlib.sha256()
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        assert self._file is not None
+        if self._file is None:
+            self._text += data[start:end]
+            if len(self._text) > MAX_PREFIX:
+                raise UsageError(
+                    f"A folder's path has {MAX_PREFIX} bytes at most.", hint="Choose a shorter one."
+                )
+            return
         self._file.write(data[start:end])
         self._hash.update(data[start:end])
 
     def _end(self) -> None:
+        if self._file is None:
+            self.prefix = folder_prefix(self._text)
+            return
         self.close()
         self.files.append(Uploaded(self._path, self._hash.hexdigest()))
 
     def _all(self) -> None:
         self.complete = True
+
+
+def folder_prefix(folder: bytes) -> str:
+    """What stands in front of the filenames that go into a folder, whose name a person wrote."""
+    name = folder.decode(errors="replace").strip().strip("/")
+    return f"{name}/" if name else ""
 
 
 def document_path(filename: bytes, prefix: str = "") -> str:
@@ -179,6 +205,6 @@ def document_path(filename: bytes, prefix: str = "") -> str:
     except (UnicodeDecodeError, InvalidPathError) as error:
         reason = error.message if isinstance(error, InvalidPathError) else "it is not UTF-8"
         raise UsageError(
-            f"{filename!r} cannot be a document's path: {reason}",
+            f"{prefix + filename.decode(errors='replace')!r} cannot be a document's path: {reason}",
             hint="Say a filename like guides/install.md.",
         ) from error

@@ -7,7 +7,7 @@ from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import visible
-from api.access import Reader, Writer
+from api.access import Reader, Session, Writer
 from api.document_routes import Ref
 from api.idempotency import IdempotencyKey, fingerprint
 from api.job_routes import Asked, Limit, start_job
@@ -191,18 +191,7 @@ def _add_moves(router: APIRouter) -> None:
     @router.post("/promote", status_code=202)
     def promote(body: Promotion, at: Writer, response: Response, key: IdempotencyKey = None) -> Job:
         """Start a job that makes a candidate the release that main serves, if the gate lets it."""
-        at.about.update(body.model_dump(exclude_none=True))
-        if body.override.strip():
-            at.require("admin")
-        with at.claim(key) as claim:
-            work = Work(kind="promote", ref=body.ref, message=body.message, override=body.override.strip())
-            return start_job(
-                at,
-                claim,
-                work,
-                response,
-                check=lambda: check_promotable(at.knowledge_base.repository, body.ref),
-            )
+        return start_promotion(at, key, body, response)
 
     @router.post("/rollback")
     def roll_back(body: Rollback, at: Writer, key: IdempotencyKey = None) -> RolledBack:
@@ -217,6 +206,30 @@ def _add_moves(router: APIRouter) -> None:
             done = RolledBack(commit=commit.id, content_of=commit.metadata["rollback"])
             claim.keep(asked, done.model_dump())
             return done
+
+
+def start_promotion(at: Session, key: str | None, asked: Promotion, response: Response) -> Job:
+    """Queue a promotion; one past the gate is for admins alone.
+
+    Raises:
+        ForbiddenError: It is past the gate, and the caller is no admin.
+        OutdatedError: main has moved since the candidate was made from it.
+        NoChangesError: main holds all of it already.
+        NotFoundError: There is no such ref.
+    """
+    at.about.update(asked.model_dump(exclude_none=True))
+    override = asked.override.strip()
+    if override:
+        at.require("admin")
+    work = Work(kind="promote", ref=asked.ref, message=asked.message, override=override)
+    with at.claim(key) as claim:
+        return start_job(
+            at,
+            claim,
+            work,
+            response,
+            check=lambda: check_promotable(at.knowledge_base.repository, asked.ref),
+        )
 
 
 def _add_names(router: APIRouter) -> None:

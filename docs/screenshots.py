@@ -4,6 +4,7 @@ Makes a knowledge base of this project's own pages in demo/console, with a golde
 let past the gate and two candidates that were not, serves it, and looks at it in Debian's Chromium.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -57,8 +58,16 @@ def build() -> None:
     rag("golden", "generate", "--from", "corpus", "-n", "6")
 
 
+def refused() -> str:
+    """The branch of the candidate that the gate kept out."""
+    listed = subprocess.run([*RAG, "branch", "--json", "--kb", str(KB)], check=True, stdout=subprocess.PIPE)
+    return next(
+        str(one["branch"]) for one in json.loads(listed.stdout) if one["branch"].startswith("candidate-")
+    )
+
+
 def shoot(browser: Browser, url: str, name: str, path: str, size: tuple[int, int], theme: str) -> None:
-    """One picture, in a small palette."""
+    """One picture."""
     width, height = size
     context = browser.new_context(
         base_url=url,
@@ -91,6 +100,7 @@ def main() -> None:
             ("releases", "/releases", LAPTOP, "light"),
             ("releases-phone", "/releases", PHONE, "dark"),
             ("difference", "/diff?from=answers&to=slim", LAPTOP, "light"),
+            ("promotion", f"/promote?ref={refused()}", (1200, 640), "light"),
             ("evaluation", "/evaluation?ref=slim", LAPTOP, "light"),
             ("golden", "/golden", (1200, 560), "light"),
         ):

@@ -14,7 +14,10 @@ from knowledge_base.release import Frozen
 
 
 class Admission(Frozen):
-    """Whether a commit may replace what is live, and why; `reason` is a sentence for people."""
+    """Whether a commit may replace what is live, and why; `reason` is a sentence for people.
+
+    `judged` says that there is a verdict that counts, whatever it is.
+    """
 
     allowed: bool
     reason: str
@@ -23,6 +26,7 @@ class Admission(Frozen):
     live: str = ""
     live_digest: str = ""
     verdict: str = ""
+    judged: bool = False
 
 
 def admit(knowledge_base: KnowledgeBase, candidate: str, live: str = MAIN) -> Admission:
@@ -53,7 +57,13 @@ def admit(knowledge_base: KnowledgeBase, candidate: str, live: str = MAIN) -> Ad
         said = "by other golden questions, another judge or other margins"
         reason = f"{name} was evaluated {said}: {ask}."
         return Admission(allowed=False, reason=reason, verdict=verdict.label, **facts)
-    return Admission(allowed=verdict.publishable, reason=_tell(verdict, name), verdict=verdict.label, **facts)
+    return Admission(
+        allowed=verdict.publishable,
+        reason=_tell(verdict, name),
+        verdict=verdict.label,
+        judged=True,
+        **facts,
+    )
 
 
 def admit_merge(knowledge_base: KnowledgeBase, merged: str) -> Admission:

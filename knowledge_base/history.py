@@ -69,11 +69,12 @@ def list_tags(repository: Repository) -> list[dict[str, str]]:
 
 
 def _heads(repository: Repository, kind: str, names: list[tuple[str, str]]) -> list[dict[str, str]]:
-    commits = [(name, repository.get_commit(commit)) for name, commit in names]
-    return [
-        {kind: name, "commit": commit.id, "date": _date(commit), "message": commit.message}
-        for name, commit in commits
-    ]
+    return [{kind: name, **describe_commit(repository.get_commit(commit))} for name, commit in names]
+
+
+def describe_commit(commit: Commit) -> dict[str, str]:
+    """What people know a release by, beside its id: date and message."""
+    return {"commit": commit.id, "date": _date(commit), "message": commit.message}
 
 
 def list_releases(repository: Repository, ref: str, number: int | None) -> list[dict[str, Any]]:

@@ -1,11 +1,13 @@
 """A server whose knowledge base has all that the console can show, and documents that try to break out."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 
 from api.hosting import Host, Hosted
@@ -79,3 +81,14 @@ def _release(made: KnowledgeBase, sources: Path, message: str, branch: str = "ma
 
 def _before(made: KnowledgeBase) -> str:
     return made.repository.get_commit("main").parents[0]
+
+
+def ended(client: httpx.Client, page: httpx.Response) -> httpx.Response:
+    """The page of a job when it is over."""
+    assert page.url.path == "/job", page.text
+    for _ in range(600):
+        if "How far is it now?" not in page.text:
+            return page
+        time.sleep(0.1)
+        page = client.get(page.url)
+    raise AssertionError(page.text)

@@ -1,5 +1,6 @@
 """The console over plain HTTP, as a browser without JavaScript uses it."""
 
+import html
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -12,9 +13,11 @@ from api.console.charts import forest, knots
 from api.hosting import Host, Hosted
 from api.server import create_app
 from api.serving import Live
+from ingestion.pipeline import IngestOptions, ingest
+from ingestion.sources import list_sources
 from knowledge_base.home import KnowledgeBase
 from rag.answer_log import AnswerLog
-from tests.console_site import PAYLOADS, Site
+from tests.console_site import PAYLOADS, Site, ended
 from tests.console_site import site as site
 from tests.running import running
 
@@ -25,6 +28,7 @@ PAGES = (
     "/diff?from=first&to=main",
     "/diff/document?path=install.md&from=first&to=main",
     "/rollback?ref=first",
+    "/promote?ref=slim",
     "/evaluations",
     "/evaluation?ref=slim",
     "/golden",
@@ -123,6 +127,68 @@ def test_a_correction_becomes_a_golden_candidate(client: httpx.Client) -> None:
     assert review["about"] == {"ids": ["old"], "state": "retired"}
     assert (added["action"], added["outcome"], added["kb"]) == ("add_golden", "done", "kb")
     assert added["about"]["ids"][0].startswith("how-many-requests")
+
+
+def test_many_golden_questions_are_decided_on_at_once(client: httpx.Client) -> None:
+    for number in range(3):
+        row = {"id": f"many-{number}", "question": f"Where is wing {number}?", "state": "candidate"}
+        client.post("/v1/golden", json=row).raise_for_status()
+    page = client.get("/golden", params={"state": "candidate"}).text
+    boxes = re.findall(r'<input type="checkbox" name="id" value="([^"]+)"', page)
+    assert {"many-0", "many-1", "many-2"} <= set(boxes) and " checked>" not in page
+    ticked = client.get("/golden", params={"state": "candidate", "chosen": "all"}).text
+    assert ticked.count(" checked>") == len(boxes)
+    form = {"id": ["many-0", "many-1"], "state": "approved", "back": "candidate"}
+    reply = client.post("/golden", data=form)
+    assert "2 questions approved." in reply.text and 'value="many-1"' not in reply.text
+    # A row's own button decides on that row, whatever else is ticked.
+    reply = client.post("/golden?only=many-2", data={"id": ["many-0"], "state": "retired"})
+    assert "1 question retired." in reply.text
+    states = {row["id"]: row["state"] for row in client.get("/v1/golden").json()["questions"]}
+    assert [states[f"many-{number}"] for number in range(3)] == ["approved", "approved", "retired"]
+    none = client.post("/golden", data={"state": "approved"})
+    assert none.status_code == 400 and "No question is ticked" in none.text
+
+
+def test_documents_are_uploaded_into_a_folder(client: httpx.Client) -> None:
+    facts = {"files": ("printer.md", b"# Printer\n\nThe printer stands in room twelve.\n")}
+    reply = client.post("/documents", data={"folder": " guides/office/ "}, files=facts)
+    assert "guides/office/printer.md" in reply.text
+    assert "Published as" in ended(client, reply).text
+    assert "guides/office/printer.md" in client.get("/documents").text
+    for folder in ("../outside", "a//b", "x" * 501):
+        refused = client.post("/documents", data={"folder": folder}, files=facts)
+        assert refused.status_code == 400, folder
+    late = [("files", facts["files"]), ("folder", (None, b"guides"))]
+    assert client.post("/documents", files=late).status_code == 400
+    assert '<option value="api">' in client.get("/documents").text
+
+
+@pytest.mark.parametrize("path", ["/evaluation?ref=slim", "/rollback?ref=first", "/promote?ref=slim"])
+def test_headings_say_what_a_release_is(client: httpx.Client, path: str) -> None:
+    page = client.get(path).text
+    heading = re.search("<h1>(.*)</h1>", page)
+    assert heading and ("Without billing" in heading[1] or "First" in heading[1])
+    assert not re.search(r"<(h1|h2|title)[^>]*>[^<]*[0-9a-f]{10}[^<]*<", page)
+
+
+def test_a_long_difference_says_that_it_is_not_all(client: httpx.Client, site: Site, tmp_path: Path) -> None:
+    lines = [f"Room {number} is on floor {number % 7}." for number in range(9000)]
+    for name, text in (
+        ("rooms", lines),
+        ("rooms-later", [*lines[:8500], "Room 9 is closed.", *lines[8500:]]),
+    ):
+        site.knowledge_base.repository.create_branch(name, "main" if name == "rooms" else "rooms")
+        (tmp_path / "rooms.txt").write_text("\n".join(text))
+        ingest(site.knowledge_base, list_sources([str(tmp_path)]), IngestOptions(branch=name))
+    page = client.get("/diff/document?path=rooms.txt&from=rooms&to=rooms-later").text
+    assert "up to 4,000 lines" in page and "1 to 4,000 of 9,000" in page and "the same in both" in page
+    for expected in ("4,001 to 8,000", "8,001 to 9,00"):
+        following = re.search(r'class="button" href="([^"]+)">Compare the next lines', page)
+        assert following
+        page = client.get(html.unescape(following[1])).text
+        assert expected in page
+    assert "+Room 9 is closed." in page and "This is the last part." in page
 
 
 def test_a_rollback_serves_the_release_again(client: httpx.Client, site: Site) -> None:

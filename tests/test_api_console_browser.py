@@ -30,6 +30,7 @@ PAGES = {
     "difference": "/diff?from=first&to=main",
     "document difference": "/diff/document?path=install.md&from=first&to=main",
     "rollback": "/rollback?ref=first",
+    "promotion": "/promote?ref=slim",
     "evaluations": "/evaluations",
     "evaluation": "/evaluation?ref=slim",
     "golden": "/golden",
@@ -165,6 +166,14 @@ def test_without_scripts_everything_is_there(open_page: Open) -> None:
         assert "kept with the answer" in page.locator("#said").inner_text()
 
 
+def test_the_way_past_the_gate_asks_for_a_reason(open_page: Open) -> None:
+    with open_page("/promote?ref=slim", viewport={"width": 360, "height": 800}) as page:
+        page.get_by_text("Promote it past the gate").first.click()
+        page.get_by_role("button", name="Promote it past the gate").click()
+        assert page.evaluate("document.activeElement.name") == "reason" and "/promote" in page.url
+        assert serious(page) == [] and overflow(page) <= 0
+
+
 def test_the_keyboard_is_enough_to_roll_back(open_page: Open, site: Site) -> None:
     def press_until(page: "Page", name: str) -> None:
         for _ in range(60):
@@ -193,11 +202,24 @@ def test_a_document_is_uploaded_and_served(open_page: Open, tmp_path: Path) -> N
     (tmp_path / "printer.md").write_text("# Printer\n\nThe printer stands in room twelve.\n")
     with open_page("/documents") as page:
         page.get_by_text("Add or replace documents").click()
+        page.get_by_label("Into the folder").fill("guides")
         page.get_by_label("Files").set_input_files(str(tmp_path / "printer.md"))
         page.get_by_role("button", name="Upload and publish").click()
         page.wait_for_url("**/job?id=*")
-        page.locator("text=printer.md").first.wait_for(timeout=90_000)
+        page.locator("text=guides/printer.md").first.wait_for(timeout=90_000)
         assert serious(page) == [] and overflow(page) <= 0
+
+
+def test_golden_questions_are_ticked_and_decided_on_without_scripts(open_page: Open) -> None:
+    with open_page("/golden?state=candidate", java_script_enabled=False) as page:
+        waiting = page.get_by_role("checkbox").count()
+        page.get_by_role("checkbox").first.check()
+        page.get_by_role("link", name="Tick all").click()
+        assert page.locator(":checked").count() == waiting > 1
+        page.get_by_role("checkbox").first.uncheck()
+        page.locator(".bulk").get_by_role("button", name="Approve").click()
+        assert f"{waiting - 1} question" in page.locator("[role=status]").inner_text()
+        assert page.get_by_role("checkbox").count() == 1
 
 
 def test_going_back_after_an_answer_shows_the_page_before(open_page: Open) -> None:

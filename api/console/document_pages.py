@@ -1,6 +1,8 @@
 """Documents and the jobs that change them."""
 
+from collections.abc import Iterable
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
@@ -8,16 +10,18 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from api import visible
-from api.access import Reader, Writer
+from api.access import Reader, Session, Writer
 from api.console.pages import PageRoute, page, see
+from api.console.promotion_pages import GateSays, gate_says
 from api.job_routes import retry, start_job
 from api.jobs import Job, Work, files_in
 from api.uploads import receive_files
-from knowledge_base.errors import NotFoundError
+from knowledge_base.errors import CheckFailedError, NotFoundError, PlumblineError
 from knowledge_base.home import MAIN
 
 _PAGE = 100
 _JOBS = 50
+_FOLDERS = 200
 
 Ref = Annotated[str, Query(min_length=1, max_length=200)]
 Path = Annotated[str, Query(min_length=1, max_length=1024)]
@@ -52,6 +56,7 @@ def _add_documents(router: APIRouter) -> None:
             "find": find,
             "more": shown[-1][0] if len(rest) > _PAGE else "",
             "refs": at.hosted.live.refs(),
+            "folders": _folders(paths),
         }
         return page(request, at, "documents.html", values)
 
@@ -76,7 +81,7 @@ def _add_documents(router: APIRouter) -> None:
     @router.post("/documents")
     async def upload(request: Request, at: Writer) -> Response:
         with at.claim(None) as claim, at.jobs.receiving() as spool:
-            files = await receive_files(request, files_in(spool), "")
+            files = await receive_files(request, files_in(spool), prefix_field="folder")
             work = Work(kind="upload", paths=tuple(file.path for file in files))
             at.about.update(paths=list(work.paths))
             content = [file.sha256 for file in files]
@@ -107,10 +112,28 @@ def _add_jobs(router: APIRouter) -> None:
 
     @router.get("/job")
     def job(request: Request, at: Writer, id: Annotated[str, Query(max_length=40)]) -> Response:
-        return page(request, at, "job.html", {"job": visible.job(at, at.jobs.get(id))})
+        found = visible.job(at, at.jobs.get(id))
+        return page(request, at, "job.html", {"job": found, "refusal": _refusal(at, found)})
 
     @router.post("/job/retry")
     def run_again(request: Request, at: Writer, id: Annotated[str, Form(max_length=40)]) -> Response:
         at.about.update(id=id)
         retry(at, id)
         return see(request, at, "/job", id=id)
+
+
+def _folders(paths: Iterable[str]) -> list[str]:
+    """The folders that documents are in, to choose from."""
+    folders = {folder.as_posix() for path in paths for folder in PurePosixPath(path).parents}
+    return sorted(folders - {"."})[:_FOLDERS]
+
+
+def _refusal(at: Session, job: Job) -> GateSays | None:
+    """What the gate says of the candidate that it kept out, if it says so still."""
+    if job.work.kind != "promote" or job.error is None or job.error.type != CheckFailedError.__name__:
+        return None
+    try:
+        found = gate_says(at, job.work.ref)
+    except PlumblineError:  # the candidate is gone since
+        return None
+    return found if found.said == "no" else None

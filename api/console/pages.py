@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from api.access import Session, Visit, is_own_origin
 from api.console.charts import kind_of
+from api.console.naming import named
 from api.problems import problem_of
 from knowledge_base.errors import ForbiddenError, PlumblineError, UnauthenticatedError
 
@@ -89,6 +90,7 @@ def page(
         "at": at,
         "kb": at.name if at else "",
         "link": _linker(request, at),
+        "named": partial(named, at) if at else None,
         **values,
     }
     context["theme"] = request.cookies.get(_THEME, "auto")
@@ -151,6 +153,9 @@ def environment() -> Environment:
         kind=kind_of,
         cited=_cited,
         plural=_plural,
+        setting=_setting,
+        day=_day,
+        capitalize_first=lambda text: text[:1].upper() + text[1:],
     )
     made.globals["asset"] = _asset
     return made
@@ -174,6 +179,22 @@ def _figure(value: Any, digits: int = 3) -> str:
     if value is None:
         return "–"
     return f"{value:.{digits}f}".replace("-", "−") if isinstance(value, float) else f"{value}"
+
+
+def _day(date: str) -> str:
+    at = datetime.fromisoformat(date)
+    return f"{at.day} {at:%b %Y}"
+
+
+def _setting(value: Any) -> str:
+    """The value of a setting as plumbline.toml's readers know it, not as Python writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        value = [f"{key} {_setting(one)}" for key, one in value.items()]
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    return "–" if value in ("", None) else str(value)
 
 
 def _plural(count: int, word: str) -> str:

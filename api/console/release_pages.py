@@ -1,6 +1,5 @@
 """Releases: the line of them, one in full, what differs between two, and going back."""
 
-import difflib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request
@@ -10,16 +9,17 @@ from api import visible
 from api.access import Reader, Session, Writer
 from api.console.charts import knots
 from api.console.pages import PageRoute, page, see
+from api.console.text_difference import LINES, compare
 from knowledge_base.errors import NotFoundError
 from knowledge_base.history import list_branches
 from knowledge_base.home import MAIN
 from knowledge_base.lifecycle import rollback
 
 _PAGE = 40
-_COMPARED_LINES = 4000
 
 From = Annotated[str, Query(alias="from", min_length=1, max_length=200)]
 Ref = Annotated[str, Query(min_length=1, max_length=200)]
+Line = Annotated[int, Query(ge=0)]
 
 
 def release_pages() -> APIRouter:
@@ -56,8 +56,15 @@ def _add_reading(router: APIRouter) -> None:
     @router.get("/release")
     def release(request: Request, at: Reader, ref: Ref = MAIN) -> Response:
         described = visible.release(at, ref)
-        head = at.knowledge_base.repository.resolve(MAIN)
-        return page(request, at, "release.html", {"release": described, "ref": ref, "head": head})
+        repository = at.knowledge_base.repository
+        head = repository.resolve(MAIN)
+        values = {
+            "release": described,
+            "ref": ref,
+            "head": head,
+            "candidate": repository.find_merge_base(described["commit"], head) != described["commit"],
+        }
+        return page(request, at, "release.html", values)
 
     @router.get("/diff")
     def diff(
@@ -78,9 +85,18 @@ def _add_reading(router: APIRouter) -> None:
         left: From,
         to: Ref = MAIN,
         before: Annotated[str, Query(max_length=1024)] = "",
+        old_line: Line = 0,
+        new_line: Line = 0,
     ) -> Response:
-        old, new = _text(at, left, before or path), _text(at, to, path)
-        values: dict[str, Any] = {"path": path, "left": left, "right": to, "lines": _lines(old, new)}
+        texts = _text(at, left, before or path), _text(at, to, path)
+        values = {
+            "path": path,
+            "before": before,
+            "left": left,
+            "right": to,
+            "part": compare(*texts, (old_line, new_line)),
+            "size": LINES,
+        }
         return page(request, at, "diff_document.html", values)
 
 
@@ -126,12 +142,3 @@ def _text(at: Session, ref: str, path: str) -> str:
     except NotFoundError:
         at.knowledge_base.repository.resolve(ref)  # a document may be missing on one side, not the release
         return ""
-
-
-def _lines(old: str, new: str) -> list[tuple[str, str]]:
-    """The differing lines of two texts with some around them, each with what became of it."""
-    tones = {"+": "added", "-": "removed", "@": "where", " ": "same"}
-    compared = difflib.unified_diff(
-        old.split("\n")[:_COMPARED_LINES], new.split("\n")[:_COMPARED_LINES], lineterm="", n=3
-    )
-    return [(tones[line[0]], line) for line in list(compared)[2:]]

@@ -11,6 +11,7 @@ from api.console.document_pages import document_pages
 from api.console.evaluation_pages import evaluation_pages
 from api.console.key_pages import key_pages
 from api.console.pages import STATIC, THEMES, PageRoute, inside, keep_theme
+from api.console.promotion_pages import promotion_pages
 from api.console.release_pages import release_pages
 
 _ASSETS = {"app.css": "text/css", "app.js": "text/javascript", "mark.svg": "image/svg+xml"}
@@ -22,6 +23,7 @@ def console_routes() -> APIRouter:
     router.include_router(_frame())
     router.include_router(ask_pages())
     router.include_router(release_pages())
+    router.include_router(promotion_pages())
     router.include_router(evaluation_pages())
     router.include_router(document_pages())
     router.include_router(key_pages())
