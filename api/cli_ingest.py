@@ -15,28 +15,25 @@ app = typer.Typer()
 
 Prefix = Annotated[str, typer.Option(help="Put the documents below this path.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Skip paths that match this gitignore pattern.")]
+Paths = Annotated[
+    list[str] | None,
+    typer.Argument(help="Folders, files, quoted globs, or - for standard input; none to apply new settings."),
+]
+Branch = Annotated[str, typer.Option(help="Branch to bring up to date; made from main if missing.")]
+Prune = Annotated[bool, typer.Option("--prune", help="Delete documents that the sources no longer hold.")]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", help="With --prune: even when the sources hold nothing.")
+]
+Reindex = Annotated[bool, typer.Option("--reindex", help="Make the index anew from the stored documents.")]
 
 
 @app.command()
 def ingest(
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Folders, files, quoted globs, or - for standard input; none to apply new settings."
-        ),
-    ] = None,
-    branch: Annotated[
-        str, typer.Option(help="Branch to bring up to date; made from main if missing.")
-    ] = "main",
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Delete documents that the sources no longer hold.")
-    ] = False,
-    allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="With --prune: even when the sources hold nothing.")
-    ] = False,
-    reindex: Annotated[
-        bool, typer.Option("--reindex", help="Make the index anew from the stored documents.")
-    ] = False,
+    paths: Paths = None,
+    branch: Branch = "main",
+    prune: Prune = False,
+    allow_empty: AllowEmpty = False,
+    reindex: Reindex = False,
     prefix: Prefix = "",
     exclude: Exclude = None,
     stdin_name: Annotated[str, typer.Option(help="Document path of standard input.")] = "stdin.txt",

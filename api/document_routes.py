@@ -64,7 +64,9 @@ def document_routes() -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["documents"])
     _add_reading(router)
+    _add_files(router)
     _add_changes(router)
+    _add_working_copy(router)
     return router
 
 
@@ -108,6 +110,8 @@ def _add_reading(router: APIRouter) -> None:
             path=path, release=engine.release_ref, start=start, end=last, text=text[start:last]
         )
 
+
+def _add_files(router: APIRouter) -> None:
     @router.get(
         "/files/{path:path}",
         response_class=Response,
@@ -176,6 +180,8 @@ def _add_changes(router: APIRouter) -> None:
                 check=lambda: _find(at, repository.resolve(branch), path),
             )
 
+
+def _add_working_copy(router: APIRouter) -> None:
     @router.post("/ingest", status_code=202)
     def publish_working_copy(body: Ingest, at: Writer, response: Response, key: IdempotencyKey = None) -> Job:
         """Commit plumbline.toml, prompts and golden questions as they are on disk, as `rag ingest` does."""

@@ -31,64 +31,40 @@ class Metrics:
         ProcessCollector(namespace="plumbline", registry=made)
         made.register(_Releases(host))
         made.register(Results(host))
-        self._requests = Histogram(
-            "plumbline_http_request_duration_seconds",
-            "Time to the last byte of a response.",
-            ("method", "route", "status"),
-            buckets=_SECONDS,
-            registry=made,
+
+        def seconds(name: str, told: str, *labels: str) -> Histogram:
+            return Histogram(f"plumbline_{name}_seconds", told, labels, buckets=_SECONDS, registry=made)
+
+        def count(name: str, told: str, *labels: str) -> Counter:
+            return Counter(f"plumbline_{name}_total", told, labels, registry=made)
+
+        def gauge(name: str, told: str) -> Gauge:
+            return Gauge(f"plumbline_{name}", told, registry=made)
+
+        self._requests = seconds(
+            "http_request_duration", "Time to the last byte of a response.", "method", "route", "status"
         )
-        self.in_progress = Gauge(
-            "plumbline_http_requests_in_progress", "Requests not answered yet.", registry=made
+        self.in_progress = gauge("http_requests_in_progress", "Requests not answered yet.")
+        self.queued = gauge("http_requests_queued", "Requests that wait for a place.")
+        self.refused = count(
+            "http_requests_refused", "Requests that met a limit: body, slow, rate, busy or time.", "reason"
         )
-        self.queued = Gauge(
-            "plumbline_http_requests_queued", "Requests that wait for a place.", registry=made
-        )
-        self.refused = Counter(
-            "plumbline_http_requests_refused_total",
-            "Requests that met a limit: body, slow, rate, busy or time.",
-            ("reason",),
-            registry=made,
-        )
-        self._answers = Counter(
-            "plumbline_answers_total",
+        self._answers = count(
+            "answers",
             "Answers: answered, abstained, or unfinished when nobody waited for the end.",
-            ("kb", "outcome"),
-            registry=made,
+            "kb",
+            "outcome",
         )
-        self._retrieval = Histogram(
-            "plumbline_retrieval_duration_seconds",
-            "Time to find the passages of an answer.",
-            ("kb",),
-            buckets=_SECONDS,
-            registry=made,
-        )
-        self._answering = Histogram(
-            "plumbline_answer_duration_seconds",
-            "Time to an answer, retrieval included.",
-            ("kb",),
-            buckets=_SECONDS,
-            registry=made,
-        )
-        self._first_text = Histogram(
-            "plumbline_llm_time_to_first_text_seconds",
+        self._retrieval = seconds("retrieval_duration", "Time to find the passages of an answer.", "kb")
+        self._answering = seconds("answer_duration", "Time to an answer, retrieval included.", "kb")
+        self._first_text = seconds(
+            "llm_time_to_first_text",
             "Time from the question to the first checked sentence of a language model.",
-            ("model",),
-            buckets=_SECONDS,
-            registry=made,
+            "model",
         )
-        self._tokens = Counter(
-            "plumbline_llm_tokens_total", "Language-model tokens.", ("direction", "model"), registry=made
-        )
-        self._cost = Counter(
-            "plumbline_llm_cost_total", "What they cost at the release's prices.", ("model",), registry=made
-        )
-        self._failures = Counter(
-            "plumbline_llm_failures_total",
-            "Times that a model was asked and failed.",
-            ("model",),
-            registry=made,
-        )
+        self._tokens = count("llm_tokens", "Language-model tokens.", "direction", "model")
+        self._cost = count("llm_cost", "What they cost at the release's prices.", "model")
+        self._failures = count("llm_failures", "Times that a model was asked and failed.", "model")
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered; `route` is the template, never the path itself."""

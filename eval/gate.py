@@ -138,11 +138,7 @@ def judge(
     rules = rules or GateSettings()
     metrics = tuple(_compare(name, candidate, baseline, rules) for name in _names(candidate))
     broken = [*faults, *_broken(candidate)]
-    missing = _missing(candidate, "") + (_missing(baseline, " of the release before") if baseline else [])
-    if baseline and baseline.judge != candidate.judge:
-        missing.append("the two releases were scored by different judges")
-    if obstacle:
-        missing.append(obstacle)
+    missing = _not_measured(candidate, baseline) + ([obstacle] if obstacle else [])
     worse = [_tell(metric, "fell by") for metric in metrics if metric.inferior]
     unsettled = [_tell(metric, "may have fallen: by") for metric in metrics if metric.unsettled]
     status = _status(broken, missing, worse, unsettled)
@@ -193,6 +189,16 @@ def _broken(candidate: Scores) -> list[str]:
         if ids:
             found.append(f"{said}: {_shown(ids)}")
     return found
+
+
+def _not_measured(candidate: Scores, baseline: Scores | None) -> list[str]:
+    """What is missing to compare the two."""
+    if baseline is None:
+        return _missing(candidate, "")
+    missing = _missing(candidate, "") + _missing(baseline, " of the release before")
+    if baseline.judge != candidate.judge:
+        missing.append("the two releases were scored by different judges")
+    return missing
 
 
 def _missing(scores: Scores, whose: str) -> list[str]:

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from eval.case import release_before
 from eval.evaluate import evaluate_release
-from eval.findings import Chart, Finding, Section, table
+from eval.findings import Chart, Finding, Section, Table, table
 from eval.night_inputs import Night
 from knowledge_base.difference import diff_documents, diff_releases
 from knowledge_base.documents import Chunk
 from knowledge_base.integrity import fsck
 from knowledge_base.lifecycle import NO_GATE
-from knowledge_base.release import DOCUMENTS_PREFIX, changed_parts
+from knowledge_base.release import DOCUMENTS_PREFIX, DocumentChanges, changed_parts
 from knowledge_base.retention import Retention, gc
 from knowledge_base.snapshot import Snapshot
 
@@ -79,22 +79,48 @@ def corpus(night: Night) -> Section:
     new = night.engine.snapshot
     old = kb.snapshot(last)
     before = len(old.paths)
-    lost = len(found.documents.deleted) / before if before else 0.0
     added = _added(old, new)
     values = {
         "documents": float(len(new.paths)),
         "chunks": float(new.chunk_count),
-        "documents_lost_share": lost,
+        "documents_lost_share": len(found.documents.deleted) / before if before else 0.0,
         "duplicate_chunk_share": 1 - len(night.passages) / new.chunk_count if new.chunk_count else 0.0,
     }
     values |= _weigh(added, night) | _novelty(old, added, night)
-    findings = [
+    old.close()
+    findings = _judge_documents(found.documents, values, before)
+    if added:
+        findings += _judge_added(values, len(added))
+    ages = _ages(night)
+    return Section(
+        monitor="corpus",
+        title="Corpus",
+        findings=tuple(findings),
+        tables=(
+            table("Figures", ("figure", "value"), sorted(values.items())),
+            _list_documents(found.documents),
+        ),
+        charts=(
+            Chart(
+                title="Documents by the age of their last change",
+                kind="bars",
+                labels=tuple(ages),
+                series={"documents": tuple(map(float, ages.values()))},
+            ),
+        ),
+        values=values,
+    )
+
+
+def _judge_documents(changes: DocumentChanges, values: dict[str, float], before: int) -> list[Finding]:
+    lost = values["documents_lost_share"]
+    counted = ", ".join(f"{count} {verb}" for verb, count in changes.counts().items())
+    return [
         Finding(
             monitor="corpus",
             check="documents",
-            said=f"{len(new.paths)} documents, {new.chunk_count} chunks; "
-            + ", ".join(f"{count} {verb}" for verb, count in found.documents.counts().items()),
-            n=len(new.paths),
+            said=f"{values['documents']:.0f} documents, {values['chunks']:.0f} chunks; {counted}",
+            n=int(values["documents"]),
             reference_n=before,
         ),
         Finding(
@@ -107,33 +133,15 @@ def corpus(night: Night) -> Section:
             page_floor=_GRAVE_LOSS,
         ),
     ]
-    if added:
-        findings += _judge_added(values, len(added))
-    old.close()
-    documents = [
+
+
+def _list_documents(changes: DocumentChanges) -> Table:
+    rows = [
         (verb, f"{row['from']} → {row['to']}" if isinstance(row, dict) else row)
-        for verb, paths in found.documents.as_json().items()
+        for verb, paths in changes.as_json().items()
         for row in paths[:_SHOWN]
     ]
-    ages = _ages(night)
-    return Section(
-        monitor="corpus",
-        title="Corpus",
-        findings=tuple(findings),
-        tables=(
-            table("Figures", ("figure", "value"), sorted(values.items())),
-            table(f"Documents that changed (up to {_SHOWN} of a kind)", ("change", "document"), documents),
-        ),
-        charts=(
-            Chart(
-                title="Documents by the age of their last change",
-                kind="bars",
-                labels=tuple(ages),
-                series={"documents": tuple(map(float, ages.values()))},
-            ),
-        ),
-        values=values,
-    )
+    return table(f"Documents that changed (up to {_SHOWN} of a kind)", ("change", "document"), rows)
 
 
 def _judge_added(values: dict[str, float], number: int) -> list[Finding]:

@@ -31,12 +31,13 @@ Place = Annotated[int, Query(ge=0)]
 def document_pages() -> APIRouter:
     """The routes."""
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
-    _add_documents(router)
+    _add_reading(router)
+    _add_changes(router)
     _add_jobs(router)
     return router
 
 
-def _add_documents(router: APIRouter) -> None:
+def _add_reading(router: APIRouter) -> None:
     @router.get("/documents")
     def documents(
         request: Request,
@@ -78,6 +79,8 @@ def _add_documents(router: APIRouter) -> None:
         }
         return page(request, at, "document.html", values)
 
+
+def _add_changes(router: APIRouter) -> None:
     @router.post("/documents")
     async def upload(request: Request, at: Writer) -> Response:
         with at.claim(None) as claim, at.jobs.receiving() as spool:

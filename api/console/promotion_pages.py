@@ -53,7 +53,12 @@ def gate_says(at: Session, ref: str) -> GateSays:
 def promotion_pages() -> APIRouter:
     """The routes."""
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
+    _add_question(router)
+    _add_promotion(router)
+    return router
 
+
+def _add_question(router: APIRouter) -> None:
     @router.get("/promote")
     def ask_promotion(
         request: Request, at: Writer, ref: Annotated[str, Query(min_length=1, max_length=200)]
@@ -75,6 +80,8 @@ def promotion_pages() -> APIRouter:
         }
         return page(request, at, "promote.html", values)
 
+
+def _add_promotion(router: APIRouter) -> None:
     @router.post("/promote")
     def promote(
         request: Request,
@@ -98,5 +105,3 @@ def promotion_pages() -> APIRouter:
         asked = Promotion(ref=ref, message=message.strip() or None, override=override)
         job = start_promotion(at, None, asked, Response())
         return see(request, at, "/job", id=job.id)
-
-    return router

@@ -25,12 +25,13 @@ Line = Annotated[int, Query(ge=0)]
 def release_pages() -> APIRouter:
     """The routes."""
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
-    _add_reading(router)
+    _add_releases(router)
+    _add_differences(router)
     _add_rollback(router)
     return router
 
 
-def _add_reading(router: APIRouter) -> None:
+def _add_releases(router: APIRouter) -> None:
     @router.get("/releases")
     def releases(
         request: Request,
@@ -66,6 +67,8 @@ def _add_reading(router: APIRouter) -> None:
         }
         return page(request, at, "release.html", values)
 
+
+def _add_differences(router: APIRouter) -> None:
     @router.get("/diff")
     def diff(
         request: Request,

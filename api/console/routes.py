@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from api.console.ask_pages import ask_pages
 from api.console.document_pages import document_pages
 from api.console.evaluation_pages import evaluation_pages
+from api.console.golden_pages import golden_pages
 from api.console.key_pages import key_pages
 from api.console.pages import STATIC, THEMES, PageRoute, inside, keep_theme
 from api.console.promotion_pages import promotion_pages
@@ -25,6 +26,7 @@ def console_routes() -> APIRouter:
     router.include_router(release_pages())
     router.include_router(promotion_pages())
     router.include_router(evaluation_pages())
+    router.include_router(golden_pages())
     router.include_router(document_pages())
     router.include_router(key_pages())
     return router
