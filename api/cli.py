@@ -133,7 +133,7 @@ def init(
             root, kb, cache / "models", objects=cache / "objects", storage=storage
         )
         if gate:
-            from knowledge_base.lifecycle import ACTIONS, standing
+            from knowledge_base.republishing import ACTIONS, standing
             from knowledge_base.version_store_lakefs_actions import install_gate
 
             repository = cast("LakeFSRepository", made.repository)

@@ -21,7 +21,7 @@ def compact(
 ) -> None:
     """Merge segments and drop dead chunks; nothing is embedded, no ranking changes."""
     from api.progress import working
-    from knowledge_base.lifecycle import compact as run
+    from knowledge_base.republishing import compact as run
 
     knowledge_base = open_knowledge_base(kb)
     try:

@@ -89,8 +89,8 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make main what it was: one new commit with the content of an earlier release."""
-    from knowledge_base.lifecycle import rollback as run
     from knowledge_base.release import committed_files
+    from knowledge_base.republishing import rollback as run
 
     knowledge_base = open_knowledge_base(kb)
     commit = run(knowledge_base, ref)

@@ -14,7 +14,8 @@ from api.job_routes import Asked, Limit, start_job
 from api.jobs import Job, Work
 from knowledge_base.history import list_branches, list_tags
 from knowledge_base.home import MAIN, check_branch
-from knowledge_base.lifecycle import check_promotable, rollback
+from knowledge_base.lifecycle import check_promotable
+from knowledge_base.republishing import rollback
 
 RefPath = Annotated[
     str, InPath(min_length=1, max_length=200, description="Branch, tag, commit or main@{date}.")

@@ -35,8 +35,8 @@ from benchmarks.common import data_folder, models_folder, parser, read_jsonl, sc
 from benchmarks.versions import Corpus, Prepared, editions, publish
 from knowledge_base.embedders import load_embedder
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import rollback
 from knowledge_base.release import EmbedderSettings
+from knowledge_base.republishing import rollback
 from rag.answer_log import AnswerLog
 from rag.engine import Engine, Shared
 

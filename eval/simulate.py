@@ -18,7 +18,8 @@ from ingestion.sources import SourceFile, Sources
 from knowledge_base.copying import copy_knowledge_base
 from knowledge_base.errors import UsageError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import override_gate, rollback
+from knowledge_base.lifecycle import override_gate
+from knowledge_base.republishing import rollback
 from rag.answer import Answer
 from rag.answer_log import AnswerLog
 from rag.engine import Engine

@@ -15,17 +15,15 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knowledge_base.access import declared_groups
 from knowledge_base.chroma_index import (
     DATABASE,
     EmbeddedIndex,
@@ -38,15 +36,12 @@ from knowledge_base.durable import disk_errors, exclusive_lock, publish_folder, 
 from knowledge_base.errors import DamagedError
 from knowledge_base.lexical import Postings, write_postings
 from knowledge_base.release import Manifest, canonical_json
-from knowledge_base.segment_tables import NOWHERE
+from knowledge_base.segment_tables import OpenTable, SegmentTables
 
 SEGMENTS_PREFIX = "index/segments/"
 _SEAL = "seal.json"
 _REBUILD_SECONDS = 600.0
 _ATTEMPTS = 5
-
-OpenTable = Callable[[str], BinaryIO]
-"""Opens one of TABLES of one segment for reading."""
 
 
 class PassageIndex(Protocol):
@@ -77,7 +72,7 @@ class _Caches:
     close: Callable[[], object] = lambda: None
 
 
-class Segment:
+class Segment(SegmentTables):
     """One segment opened for reading: tables on demand, caches checked or rebuilt when first used."""
 
     def __init__(
@@ -89,84 +84,12 @@ class Segment:
         language: str,
         index: PassageIndex | None = None,
     ) -> None:
-        self.id = id
+        super().__init__(id, open_table)
         self._index = index or EmbeddedIndex()
-        self.open_table = open_table
         self._folder = cache / id
         self._language = language
         self._caches: _Caches | None = None
         self._opening = threading.Lock()
-
-    # -- truth -------------------------------------------------------------------------------
-
-    def table(self, name: str, columns: Sequence[str]) -> Any:
-        """Some columns of one table as a pyarrow table. Raises DamagedError."""
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            with self.open_table(name) as file:
-                # read_table() would import pyarrow.dataset, which takes longer than reading.
-                return pyarrow.parquet.ParquetFile(pyarrow.PythonFile(file, mode="r")).read(list(columns))
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise DamagedError(
-                f"Segment {self.id} cannot be read: {error}.",
-                hint="`rag fsck --repair --from BACKUP` restores it; `rag ingest --reindex` makes it anew.",
-            ) from error
-
-    @cached_property
-    def documents(self) -> dict[str, list[Any]]:
-        """path, sha256, size_bytes, title and allow of each document, by column."""
-        columns: dict[str, list[Any]] = self.table(
-            "documents.parquet", ["path", "sha256", "size_bytes", "title", "allow"]
-        ).to_pydict()
-        if "allow" not in columns:  # a segment from before documents could be closed
-            columns["allow"] = [declared_groups(text) for text in self.texts.to_pylist()]
-        return columns
-
-    @cached_property
-    def texts(self) -> Any:
-        """Extracted text of each document, a pyarrow column in the order of `documents`."""
-        return self.table("documents.parquet", ["text"]).column("text")
-
-    @cached_property
-    def spans(self) -> dict[str, NDArray[Any]]:
-        """document, start, end, page, heading, text_hash of each chunk, by column."""
-        table = self.table("chunks.parquet", ["document", "start", "end", "page", "heading", "text_hash"])
-        return {name: _column(table, name) for name in table.column_names}
-
-    @cached_property
-    def passage_hashes(self) -> NDArray[Any]:
-        """Text hash of each passage, shape (passages,), dtype S32."""
-        return _column(self.table("passages.parquet", ["text_hash"]), "text_hash")
-
-    def passage_texts(self) -> list[str]:
-        """Text of each passage, in row order."""
-        table = self.table("passages.parquet", ["document", "start", "end", "text"])
-        texts = self.texts.to_pylist()
-        rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-        return [
-            own if document == NOWHERE else texts[document][start:end] for document, start, end, own in rows
-        ]
-
-    def read_vectors(self) -> NDArray[np.float16]:
-        """Vectors from the truth, shape (passages, dimension)."""
-        table = self.table("passages.parquet", ["vector"])
-        values = table.column("vector").to_pylist()
-        return (
-            np.frombuffer(b"".join(values), "<f2").reshape(len(values), -1)
-            if values
-            else np.empty((0, 1), "<f2")
-        )
-
-    def vectors_of(self, wanted: Collection[str]) -> dict[str, NDArray[np.float16]]:
-        """Vectors of those text hashes that this segment holds."""
-        keys = map(hex_hash, self.passage_hashes)
-        rows = [(key, row) for row, key in enumerate(keys) if key in wanted]
-        if not rows:
-            return {}
-        vectors = self.read_vectors()
-        return {key: vectors[row] for key, row in rows}
 
     # -- caches ------------------------------------------------------------------------------
 
@@ -306,21 +229,6 @@ class Segment:
                 publish_folder(temporary, self._folder)
         finally:
             remove_folder(temporary)
-
-
-def hex_hash(stored: bytes) -> str:
-    """A text hash out of a column, which has lost the zero bytes at its end, in hexadecimal digits."""
-    return bytes(stored).ljust(32, b"\0").hex()
-
-
-def _column(table: Any, name: str) -> NDArray[Any]:
-    column = table.column(name).combine_chunks()
-    if name == "text_hash":
-        return np.array(column.to_pylist(), dtype="S32")
-    if name == "heading":
-        return np.array(column.to_pylist(), dtype=object)
-    # Not to_numpy(): that imports pandas.
-    return np.frombuffer(column.buffers()[1], np.int32, len(column), column.offset * 4)
 
 
 def _seal(folder: Path, passages: int) -> None:

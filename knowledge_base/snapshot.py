@@ -13,7 +13,8 @@ from knowledge_base.documents import Chunk, Document, chunk_id
 from knowledge_base.errors import NotFoundError
 from knowledge_base.lexical import Analyzer, bm25_scores
 from knowledge_base.release import Release, order_paths
-from knowledge_base.segments import PassageIndex, Segment, SharedSegments, hex_hash, open_segments
+from knowledge_base.segment_tables import hex_hash
+from knowledge_base.segments import PassageIndex, Segment, SharedSegments, open_segments
 from knowledge_base.version_store import Repository
 
 _SCANNED = 2048

@@ -14,7 +14,7 @@ import pytest
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import Sources
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import rollback
+from knowledge_base.republishing import rollback
 from rag.answer_log import AnswerLog
 from tests.openai_server import Reply, ScriptedServer, scripted_server
 from tests.test_api_server import answer_log as answer_log

@@ -14,7 +14,7 @@ from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.errors import DamagedError, StorageError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import rollback
+from knowledge_base.republishing import rollback
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
 from tests.running import running

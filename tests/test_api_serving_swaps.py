@@ -14,7 +14,8 @@ import pytest
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import promote, rollback
+from knowledge_base.lifecycle import promote
+from knowledge_base.republishing import rollback
 from knowledge_base.retention import Retention, gc
 from tests.running import rag_serve
 

@@ -17,7 +17,8 @@ from knowledge_base.errors import (
 )
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import Gate, Judgement, rollback
+from knowledge_base.lifecycle import Gate, Judgement
+from knowledge_base.republishing import rollback
 from rag.engine import Engine
 
 

@@ -10,8 +10,8 @@ from knowledge_base.difference import diff_releases
 from knowledge_base.errors import AlreadyExistsError, DamagedError
 from knowledge_base.history import list_releases
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import rollback
 from knowledge_base.merging import merge
+from knowledge_base.republishing import rollback
 from knowledge_base.retention import Retention, gc
 from knowledge_base.version_store import Repository, open_version_store
 from rag.engine import Engine

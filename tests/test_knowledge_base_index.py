@@ -13,7 +13,7 @@ from knowledge_base.errors import NoChangesError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.index import MERGE_FACTOR, plan_compaction, tier
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import compact
+from knowledge_base.republishing import compact
 from tests.releases import Write, kb, ranking, write
 
 __all__ = ["kb", "write"]  # fixtures

@@ -9,8 +9,9 @@ from ingestion.sources import list_sources
 from knowledge_base.errors import CheckFailedError, NoChangesError, OutdatedError
 from knowledge_base.history import list_branches, list_releases
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import Judgement, compact, promote, rollback
+from knowledge_base.lifecycle import Judgement, promote
 from knowledge_base.merging import merge
+from knowledge_base.republishing import compact, rollback
 from tests.releases import Write, documents, kb, write
 
 NO = Judgement("FAIL", False, {"reasons": ["worse"]})

@@ -10,8 +10,8 @@ from knowledge_base.errors import IncompatibleError, MergeConflictError, NoChang
 from knowledge_base.history import list_releases
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import rollback
 from knowledge_base.merging import merge
+from knowledge_base.republishing import rollback
 from tests.releases import Write, documents, kb, ranking, write
 
 __all__ = ["kb", "write"]  # fixtures

@@ -9,7 +9,7 @@ import pytest
 from knowledge_base.errors import ExpiredError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import compact, rollback
+from knowledge_base.republishing import compact, rollback
 from knowledge_base.retention import Retention, gc
 from tests.releases import Write, documents, kb, ranking, write
 

@@ -40,9 +40,10 @@ from knowledge_base.errors import (
 )
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import compact, promote, rollback
+from knowledge_base.lifecycle import promote
 from knowledge_base.merging import merge
 from knowledge_base.release import ChunkerSettings, DocumentChanges, EmbedderSettings
+from knowledge_base.republishing import compact, rollback
 from knowledge_base.retention import Retention, gc
 from knowledge_base.snapshot import Snapshot
 from knowledge_base.version_store import Strategy

@@ -19,7 +19,8 @@ from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.errors import CheckFailedError, HookFailedError, UsageError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.lifecycle import override_gate, promote, rollback
+from knowledge_base.lifecycle import override_gate, promote
+from knowledge_base.republishing import rollback
 from knowledge_base.version_store_lakefs_actions import GATE_ROUTE, gate_action, install_gate
 from knowledge_base.version_store_lakefs_repository import LakeFSRepository
 from rag.answer_log import AnswerLog

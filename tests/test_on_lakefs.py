@@ -20,8 +20,9 @@ from knowledge_base.errors import LockedError, PlumblineError, UnauthorizedError
 from knowledge_base.history import list_releases
 from knowledge_base.home import WORK_PREFIX, KnowledgeBase, find_root
 from knowledge_base.integrity import fsck
-from knowledge_base.lifecycle import compact, promote, rollback
+from knowledge_base.lifecycle import promote
 from knowledge_base.merging import merge
+from knowledge_base.republishing import compact, rollback
 from knowledge_base.retention import Retention, gc
 from knowledge_base.version_store_lakefs import LakeFSVersionStore
 from knowledge_base.version_store_lakefs_client import Client

@@ -13,7 +13,7 @@ from api.console.text_difference import LINES, compare
 from knowledge_base.errors import NotFoundError
 from knowledge_base.history import list_branches
 from knowledge_base.home import MAIN
-from knowledge_base.lifecycle import rollback
+from knowledge_base.republishing import rollback
 
 _PAGE = 40
 
