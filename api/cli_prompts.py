@@ -84,8 +84,8 @@ def try_prompt(
     as_json: Json = False,
 ) -> None:
     """Print what the answer prompt on disk makes of a question and the passages retrieved for it."""
+    from knowledge_base.configuration import EXTRACTIVE
     from knowledge_base.prompts import check_prompts, parse_prompt
-    from knowledge_base.release import EXTRACTIVE
     from rag.engine import Engine
     from rag.untrusted import draw_key, numbered
     from rag.writing import pack

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import remove_file, write_bytes
 from knowledge_base.errors import KeyInUseError, KeyReusedError
-from knowledge_base.release import canonical_json
+from knowledge_base.values import canonical_json
 
 _KEPT_SECONDS = 24 * 3600.0
 

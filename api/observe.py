@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from api.access import Visitor
 from api.hosting import Hosted
 from api.observe_results import Results
-from knowledge_base.release import EXTRACTIVE
+from knowledge_base.configuration import EXTRACTIVE
 from rag.answer import Answer
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from api.hosting import Host, Hosted
+from knowledge_base.configuration import EXTRACTIVE
 from knowledge_base.errors import PlumblineError
-from knowledge_base.release import EXTRACTIVE, Release
+from knowledge_base.release import Release
 
 _YOUNG_SECONDS = 1.0
 _CONNECT_SECONDS = 1.0

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from api.uploads import MAX_UPLOAD_BYTES
 from knowledge_base.errors import SettingsError
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 
 
 class ServeSettings(Frozen):

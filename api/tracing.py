@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from knowledge_base.configuration import EXTRACTIVE
 from knowledge_base.errors import MissingExtraError
-from knowledge_base.release import EXTRACTIVE
 from rag.answer import Answer
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from benchmarks.common import data_folder, models_folder, parser, read_jsonl, show
 from ingestion.chunking import Chunker
 from ingestion.readers import extract
+from knowledge_base.configuration import ChunkerSettings, EmbedderSettings
 from knowledge_base.documents import Chunk, Document
 from knowledge_base.embedders import Embedder, load_embedder
 from knowledge_base.errors import DocumentError
-from knowledge_base.release import ChunkerSettings, EmbedderSettings
 
 GRID = (
     ("sentence", 100, 0),

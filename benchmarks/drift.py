@@ -33,8 +33,8 @@ from eval.findings import Finding
 from eval.monitors_questions import AUC_FLOOR
 from eval.question_changes import CHANGES
 from eval.report import judge_family
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.embedders import load_embedder
-from knowledge_base.release import EmbedderSettings
 
 NOMINAL, RESAMPLES = 0.05, 99
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import data_folder, models_folder, parser, read_jsonl, show
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.embedders import load_embedder, resolve_model
-from knowledge_base.release import EmbedderSettings
 
 SETTINGS = {
     "Plumbline fp32": {"precision": "fp32"},

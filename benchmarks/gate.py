@@ -24,11 +24,12 @@ from eval.golden import GoldenQuestion, format_rows
 from eval.scores import Row, Score, Scores
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import SourceFile, Sources
+from knowledge_base.configuration import SETTINGS_PATH, GateSettings
 from knowledge_base.documents import Chunk, Document, sha256_hex
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.index import IndexDraft, write_index
-from knowledge_base.release import DOCUMENTS_PREFIX, SETTINGS_PATH, GateSettings
+from knowledge_base.release import DOCUMENTS_PREFIX
 from knowledge_base.segment_tables import write_segment
 
 DOCUMENTS, ANSWERABLE, FOREIGN = 400, 170, 30

@@ -45,9 +45,9 @@ def prepare(folder: Path, wanted: int) -> int:
     """Two states of a corpus of about `wanted` chunks, as files and as JSON; returns how many chunks."""
     from ingestion.chunking import Chunker
     from ingestion.readers import extract
+    from knowledge_base.configuration import ChunkerSettings, EmbedderSettings
     from knowledge_base.documents import Document
     from knowledge_base.embedders import load_embedder
-    from knowledge_base.release import ChunkerSettings, EmbedderSettings
 
     embedder = load_embedder(EmbedderSettings(), models_folder())
     chunker = Chunker(ChunkerSettings(), embedder.tokenize, limit=embedder.max_tokens - 2)
@@ -98,9 +98,9 @@ def plumbline(folder: Path, random: bool) -> tuple[Callable[[str], None], Counte
     """Plumbline's own ingest, gate off."""
     from ingestion.pipeline import IngestOptions, ingest
     from ingestion.sources import list_sources
+    from knowledge_base.configuration import EmbedderSettings
     from knowledge_base.embedders import Embedder, load_embedder
     from knowledge_base.home import KnowledgeBase
-    from knowledge_base.release import EmbedderSettings
 
     counted = Counted(lambda batch: embedder.embed_documents(batch), random)
 

@@ -21,9 +21,9 @@ from eval.golden_generate import from_corpus
 from eval.report import write_report
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.embedders import load_embedder
 from knowledge_base.lifecycle import Judgement
-from knowledge_base.release import EmbedderSettings
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
 

@@ -23,9 +23,9 @@ from benchmarks.versions import (
 )
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.embedders import load_embedder
 from knowledge_base.index import MERGE_FACTOR, tier
-from knowledge_base.release import EmbedderSettings
 
 COUNTS = (1, 2, 4, 8, 16, 32)
 

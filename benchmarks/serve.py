@@ -33,9 +33,9 @@ from typing import Any
 
 from benchmarks.common import data_folder, models_folder, parser, read_jsonl, scratch, show
 from benchmarks.versions import Corpus, Prepared, editions, publish
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.embedders import load_embedder
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import EmbedderSettings
 from knowledge_base.republishing import rollback
 from rag.answer_log import AnswerLog
 from rag.engine import Engine, Shared

@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from benchmarks.common import data_folder, models_folder, parser, scratch, show
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.difference import diff_releases
 from knowledge_base.embedders import Embedder, Progress, load_embedder
 from knowledge_base.history import list_releases
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import EmbedderSettings, Fingerprint
+from knowledge_base.values import Fingerprint
 from rag.engine import Engine
 from tests.lakefs_server import LakeFSServer, specification
 

@@ -33,11 +33,11 @@ from ingestion.chunking import Chunker
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.readers import extract
 from ingestion.sources import list_sources
+from knowledge_base.configuration import ChunkerSettings, EmbedderSettings
 from knowledge_base.documents import Chunk, Document
 from knowledge_base.embedders import Embedder, load_embedder
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.merging import merge
-from knowledge_base.release import ChunkerSettings, EmbedderSettings
 from rag.retriever import Retriever
 
 EVERY = 100

@@ -10,7 +10,7 @@ from eval.gate import Verdict
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.lifecycle import NO_GATE
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 
 
 class Admission(Frozen):

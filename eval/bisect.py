@@ -18,14 +18,8 @@ from knowledge_base.difference import diff_documents
 from knowledge_base.errors import CheckFailedError, ExpiredError, NotFoundError, UsageError
 from knowledge_base.history import list_releases
 from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.release import (
-    JUDGE_PROMPT,
-    DocumentChanges,
-    Frozen,
-    Release,
-    changed_parts,
-    settings_difference,
-)
+from knowledge_base.release import JUDGE_PROMPT, DocumentChanges, Release, changed_parts, settings_difference
+from knowledge_base.values import Frozen
 from knowledge_base.version_store import Commit
 
 _OTHER_ENDS = "Name other releases with --good and --bad: `rag log` lists them."

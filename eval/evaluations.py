@@ -26,7 +26,7 @@ from knowledge_base.errors import (
 )
 from knowledge_base.history import describe_release, list_releases
 from knowledge_base.home import EVALUATIONS, KnowledgeBase
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 from knowledge_base.version_store import Commit, Repository
 
 _ATTEMPTS = 3

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 
 Level = Literal["ok", "warn", "page", "blind", "insufficient"]
 Part = Literal[

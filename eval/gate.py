@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from eval.bootstrap import Estimate, estimate
 from eval.scores import Scores
-from knowledge_base.release import Frozen, GateSettings
+from knowledge_base.configuration import GateSettings
+from knowledge_base.values import Frozen
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "INCOMPLETE"]
 NO_GOLDEN_SET = "no golden set"

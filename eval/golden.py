@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import NotFoundError, SettingsError
-from knowledge_base.release import GOLDEN_PREFIX, Frozen, canonical_json
+from knowledge_base.release import GOLDEN_PREFIX
+from knowledge_base.values import Frozen, canonical_json
 from knowledge_base.version_store import Repository
 
 State = Literal["candidate", "approved", "stale", "retired"]

@@ -7,12 +7,14 @@ from functools import cache
 from eval.golden import GoldenQuestion
 from eval.metrics import Asked, DocumentText, Measures, exact_scores
 from eval.scores import Passage, Row, Scores
+from knowledge_base.configuration import EXTRACTIVE
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedder_memory import RememberingEmbedder
 from knowledge_base.embedders import Embedder
 from knowledge_base.errors import NotFoundError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import DOCUMENTS_PREFIX, EXTRACTIVE, Release, canonical_json, fingerprint_id
+from knowledge_base.release import DOCUMENTS_PREFIX, Release
+from knowledge_base.values import canonical_json, fingerprint_id
 from rag.answer import Answer, Context
 from rag.engine import Engine
 from rag.support import JUDGE

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 
 from eval.golden import GoldenQuestion
 from eval.scores import Score
+from knowledge_base.configuration import JudgeSettings
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedders import Embedder
 from knowledge_base.errors import MissingExtraError, NotFoundError
 from knowledge_base.prompts import parse_prompt
-from knowledge_base.release import JUDGE_PROMPT, JudgeSettings, Release, canonical_json
+from knowledge_base.release import JUDGE_PROMPT, Release
+from knowledge_base.values import canonical_json
 from rag.answer import Answer, Citation, Context
 from rag.support import JUDGE, SUPPORT_THRESHOLD
 

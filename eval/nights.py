@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from eval.evaluations import Evaluations
 from knowledge_base.errors import NotFoundError, UsageError
 from knowledge_base.home import EVALUATIONS, KnowledgeBase
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 
 SCHEMA_VERSION = 2
 """Of report.json."""

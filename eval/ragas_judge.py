@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ragas.llms.base import InstructorBaseRagasLLM
 
+from knowledge_base.configuration import ModelSettings
 from knowledge_base.errors import ModelError
-from knowledge_base.release import ModelSettings
 from rag.answer import Usage
 from rag.models import LanguageModel
 

@@ -13,9 +13,9 @@ from ragas.tokenizers import BaseTokenizer
 from eval.golden import GoldenQuestion
 from eval.golden_files import make_id
 from eval.ragas_judge import ChatJudge
+from knowledge_base.configuration import ModelSettings
 from knowledge_base.documents import Chunk
 from knowledge_base.errors import ModelError
-from knowledge_base.release import ModelSettings
 
 _READER = Persona(
     name="Reader", role_description="Somebody who uses these documents for work and asks about what they say."

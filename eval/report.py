@@ -17,7 +17,7 @@ from eval.report_html import render
 from knowledge_base.durable import write_bytes
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 from rag.answer_log import AnswerLog
 
 Status = Literal["OK", "WARN", "PAGE", "BLIND"]

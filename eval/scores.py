@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 from rag.answer import Answer, Context, ReleaseRef
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.gate import Verdict
+from knowledge_base.configuration import TrackingSettings
 from knowledge_base.errors import MissingExtraError, UnavailableError
-from knowledge_base.release import Release, TrackingSettings, hash_prompts
+from knowledge_base.release import Release, hash_prompts
 
 _HASH = "sha256"
 

@@ -6,9 +6,10 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
+from knowledge_base.configuration import ChunkerSettings
 from knowledge_base.documents import Chunk, Document, Section
-from knowledge_base.release import ChunkerSettings, Fingerprint
 from knowledge_base.sentences import split_sentences, split_units
+from knowledge_base.values import Fingerprint
 
 Tokenize = Callable[[str], Sequence[int]]
 """Token ids of a text, without special tokens and without truncation."""

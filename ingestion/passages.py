@@ -8,8 +8,8 @@ from ingestion.scan import Progress
 from knowledge_base.documents import Chunk
 from knowledge_base.embedders import Embedder
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import Fingerprint
 from knowledge_base.snapshot import Snapshot
+from knowledge_base.values import Fingerprint
 from knowledge_base.vectors import Journal, find_vectors
 
 _BATCH = 512

@@ -15,6 +15,7 @@ from ingestion.quarantine import Quarantine
 from ingestion.readers import read_document
 from ingestion.scan import IngestOptions, IngestResult, Progress, Scan, scan_sources
 from ingestion.sources import Sources
+from knowledge_base.configuration import Settings, settings_in
 from knowledge_base.difference import document_changes
 from knowledge_base.documents import Chunk, Document, sha256_hex
 from knowledge_base.embedders import Embedder
@@ -39,12 +40,10 @@ from knowledge_base.release import (
     Manifest,
     Release,
     SegmentRef,
-    Settings,
     changed_parts,
     committed_files,
     order_paths,
     prompts_in,
-    settings_in,
 )
 from knowledge_base.renames import find_renames
 from knowledge_base.segment_tables import write_segment

@@ -6,7 +6,8 @@ from ingestion.inspection import inspect
 from knowledge_base.documents import Document
 from knowledge_base.errors import QuarantinedError
 from knowledge_base.findings import Inspection, read_inspections
-from knowledge_base.release import FINDINGS_PREFIX, QUARANTINE_PREFIX, canonical_json, order_paths
+from knowledge_base.release import FINDINGS_PREFIX, QUARANTINE_PREFIX, order_paths
+from knowledge_base.values import canonical_json
 from knowledge_base.version_store import Repository, Transaction
 
 

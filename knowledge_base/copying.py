@@ -21,7 +21,8 @@ from knowledge_base.errors import (
 )
 from knowledge_base.home import MAIN, WORK_PREFIX, KnowledgeBase
 from knowledge_base.lifecycle import DRAFT
-from knowledge_base.release import Frozen, committed_files
+from knowledge_base.release import committed_files
+from knowledge_base.values import Frozen
 from knowledge_base.version_store import Commit, ObjectInfo, Repository, Transaction
 
 COPIED_FROM = "copied-from"

@@ -2,9 +2,10 @@
 
 from knowledge_base.documents import sha256_hex
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import DOCUMENTS_PREFIX, DocumentChanges, Frozen, order_paths, settings_difference
+from knowledge_base.release import DOCUMENTS_PREFIX, DocumentChanges, order_paths, settings_difference
 from knowledge_base.renames import find_renames
 from knowledge_base.snapshot import Snapshot, count_chunk_changes
+from knowledge_base.values import Frozen
 from knowledge_base.version_store import Repository
 
 _KINDS = {(False, True): "added", (True, False): "removed", (True, True): "changed"}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowledge_base.embedders import Embedder, Progress
-from knowledge_base.release import Fingerprint
+from knowledge_base.values import Fingerprint
 
 REMEMBERED = 20_000
 """Vectors kept: about 40 MB at 384 dimensions."""

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.durable import exclusive_lock, write_bytes
 from knowledge_base.errors import EmbedderError, MissingExtraError
-from knowledge_base.release import EmbedderSettings, Fingerprint
+from knowledge_base.values import Fingerprint
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _EXPORT_SECONDS = 600.0

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import DamagedError
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 from knowledge_base.version_store import Repository
 
 Kind = Literal["order", "unseen characters", "hidden text", "comment", "not inspected"]

@@ -4,6 +4,7 @@ from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
+from knowledge_base.configuration import SETTINGS_PATH, settings_in
 from knowledge_base.errors import VersionStoreError
 from knowledge_base.findings import read_inspections
 from knowledge_base.home import KnowledgeBase, release_branches
@@ -11,13 +12,11 @@ from knowledge_base.release import (
     DOCUMENTS_PREFIX,
     FINDINGS_PREFIX,
     QUARANTINE_PREFIX,
-    SETTINGS_PATH,
     Release,
     committed_files,
     load_release,
     prompts_in,
     settings_difference,
-    settings_in,
 )
 from knowledge_base.version_store import Commit, Repository
 

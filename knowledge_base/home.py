@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from knowledge_base.configuration import SETTINGS_PATH, EmbedderSettings, Settings, settings_in
 from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import exclusive_lock, remove_file, write_bytes
 from knowledge_base.errors import (
@@ -26,14 +27,10 @@ from knowledge_base.errors import (
 from knowledge_base.release import (
     GOLDEN_PREFIX,
     PROMPTS_PREFIX,
-    SETTINGS_PATH,
-    EmbedderSettings,
     Release,
-    Settings,
     committed_files,
     load_release,
     prompts_in,
-    settings_in,
 )
 from knowledge_base.version_store import LAKEFS, Branch, Repository, open_version_store
 

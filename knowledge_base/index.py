@@ -15,10 +15,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import MANIFEST_PATH, Manifest, Release, SegmentRef, canonical_json
+from knowledge_base.release import MANIFEST_PATH, Manifest, Release, SegmentRef
 from knowledge_base.segment_tables import TABLES, SegmentFiles, hex_hash, write_segment
 from knowledge_base.segments import SEGMENTS_PREFIX, Segment
 from knowledge_base.snapshot import Snapshot
+from knowledge_base.values import canonical_json
 from knowledge_base.version_store import CommonPrefix, Transaction
 
 MERGE_FACTOR = 8

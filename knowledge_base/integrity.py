@@ -3,20 +3,15 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from knowledge_base.configuration import SETTINGS_PATH
 from knowledge_base.errors import ExpiredError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase, release_branches, repair_repository
 from knowledge_base.lifecycle import DRAFT
-from knowledge_base.release import (
-    DOCUMENTS_PREFIX,
-    GOLDEN_PREFIX,
-    PROMPTS_PREFIX,
-    SETTINGS_PATH,
-    Frozen,
-    load_release,
-)
+from knowledge_base.release import DOCUMENTS_PREFIX, GOLDEN_PREFIX, PROMPTS_PREFIX, load_release
 from knowledge_base.segment_tables import TABLES, segment_id
 from knowledge_base.segments import SEGMENTS_PREFIX, Segment
 from knowledge_base.snapshot import Snapshot
+from knowledge_base.values import Frozen
 from knowledge_base.version_store import Repository
 
 

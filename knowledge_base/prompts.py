@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from knowledge_base.configuration import EXTRACTIVE, Settings
 from knowledge_base.errors import SettingsError
-from knowledge_base.release import EXTRACTIVE, Frozen, Settings
+from knowledge_base.values import Frozen
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*\n(.*)\Z", re.DOTALL)
 _VARIABLE = re.compile(r"\{([a-z_]+)\}")

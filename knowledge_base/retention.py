@@ -9,8 +9,9 @@ from knowledge_base.durable import remove_folder
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase, release_branches
 from knowledge_base.lifecycle import sweep
-from knowledge_base.release import Frozen, load_release
+from knowledge_base.release import load_release
 from knowledge_base.segments import drop_cache
+from knowledge_base.values import Frozen
 from knowledge_base.vectors import abandoned_journals
 from knowledge_base.version_store import Repository
 

@@ -35,8 +35,9 @@ from knowledge_base.documents import sha256_hex
 from knowledge_base.durable import disk_errors, exclusive_lock, publish_folder, remove_folder
 from knowledge_base.errors import DamagedError
 from knowledge_base.lexical import Postings, write_postings
-from knowledge_base.release import Manifest, canonical_json
+from knowledge_base.release import Manifest
 from knowledge_base.segment_tables import OpenTable, SegmentTables
+from knowledge_base.values import canonical_json
 
 SEGMENTS_PREFIX = "index/segments/"
 _SEAL = "seal.json"

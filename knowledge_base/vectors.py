@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from knowledge_base.durable import remove_file, write_bytes
 from knowledge_base.errors import DamagedError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase, release_branches
-from knowledge_base.release import Fingerprint, fingerprint_id, load_release
+from knowledge_base.release import load_release
 from knowledge_base.segments import Segment, open_segments
+from knowledge_base.values import Fingerprint, fingerprint_id
 
 _RELEASES = 50
 _JOURNALS = "embedding"

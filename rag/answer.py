@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from knowledge_base.release import Frozen
+from knowledge_base.values import Frozen
 
 
 class ReleaseRef(Frozen):

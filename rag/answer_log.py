@@ -28,8 +28,9 @@ from sqlalchemy import (
     text,
 )
 
+from knowledge_base.configuration import LogSettings
 from knowledge_base.errors import NotFoundError
-from knowledge_base.release import Frozen, LogSettings
+from knowledge_base.values import Frozen
 from rag.answer import Answer
 from rag.database import in_utc, make_table, open_database, storage_errors
 from rag.privacy import redact_record

@@ -11,11 +11,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from knowledge_base.configuration import EXTRACTIVE, AnswerSettings, ModelSettings, RetrievalSettings
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedders import Embedder
 from knowledge_base.errors import MissingExtraError, ModelError
 from knowledge_base.prompts import Prompt
-from knowledge_base.release import EXTRACTIVE, AnswerSettings, ModelSettings, RetrievalSettings
 from knowledge_base.snapshot import Selection
 from rag.answer import (
     Answer,

@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from knowledge_base.access import Access
+from knowledge_base.configuration import EXTRACTIVE, EmbedderSettings
 from knowledge_base.embedder_memory import RememberingEmbedder
 from knowledge_base.embedders import STATIC_PREFIX, Embedder
 from knowledge_base.errors import DamagedError, PlumblineError, UsageError
 from knowledge_base.home import MAIN, KnowledgeBase
-from knowledge_base.release import EXTRACTIVE, EmbedderSettings, Release
+from knowledge_base.release import Release
 from knowledge_base.segments import SharedSegments
 from knowledge_base.snapshot import Selection, Snapshot
 from knowledge_base.version_store import Repository

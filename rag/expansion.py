@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from knowledge_base.configuration import RetrievalSettings
 from knowledge_base.documents import Chunk
 from knowledge_base.embedders import Embedder
-from knowledge_base.release import RetrievalSettings
 from knowledge_base.snapshot import Selection, Snapshot
 from rag.answer import Context
 

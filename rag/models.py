@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from knowledge_base.configuration import ModelSettings
 from knowledge_base.errors import MissingExtraError, ModelError, PlumblineError
-from knowledge_base.release import ModelSettings
 from rag.answer import Usage
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from knowledge_base.configuration import RetrievalSettings
 from knowledge_base.embedders import Embedder
-from knowledge_base.release import RetrievalSettings
 from knowledge_base.snapshot import Selection, Snapshot
 from rag.answer import Context
 from rag.expansion import Expander

@@ -8,12 +8,12 @@ from pathlib import Path
 from api.settings import read_environment, silence
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedders import Embedder, load_embedder
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.lifecycle import promote
 from knowledge_base.merging import merge
-from knowledge_base.release import EmbedderSettings
 from knowledge_base.republishing import compact, rollback
 from knowledge_base.retention import Retention, gc
 from tests.conftest import DOCUMENTS

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from eval.bootstrap import estimate
 from eval.gate import judge
 from eval.scores import Row, Score, Scores
+from knowledge_base.configuration import GateSettings, parse_settings
 from knowledge_base.errors import SettingsError
-from knowledge_base.release import GateSettings, parse_settings
 
 
 def scores(release: str = "a", **values: list[float]) -> Scores:

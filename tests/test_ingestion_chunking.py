@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from ingestion.chunking import Chunker
 from ingestion.readers import extract
+from knowledge_base.configuration import ChunkerSettings
 from knowledge_base.documents import Chunk, Document, Section
 from knowledge_base.errors import DocumentError
-from knowledge_base.release import ChunkerSettings
 from knowledge_base.sentences import split_units
 
 SPLITTERS = ["sentence", "token", "markdown"]

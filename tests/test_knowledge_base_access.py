@@ -13,10 +13,10 @@ from ingestion.pipeline import IngestOptions, ingest
 from ingestion.readers import read_document
 from ingestion.sources import list_sources
 from knowledge_base.access import Access, declared_groups
+from knowledge_base.configuration import parse_settings
 from knowledge_base.errors import NotFoundError, SettingsError
 from knowledge_base.history import Restrictions
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import parse_settings
 from knowledge_base.version_store import Commit
 from rag.engine import Engine
 from tests.releases import Write, kb, ranking, write

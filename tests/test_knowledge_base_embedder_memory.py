@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.embedder_memory import RememberingEmbedder
 from knowledge_base.embedders import load_embedder
-from knowledge_base.release import EmbedderSettings
 
 
 class Counting:

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.embedders import load_embedder
 from knowledge_base.errors import EmbedderError
-from knowledge_base.release import EmbedderSettings
 
 TEXTS = [
     "The sidecar listens on port 3500.",

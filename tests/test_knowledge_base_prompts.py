@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base.configuration import Settings, parse_settings
 from knowledge_base.errors import SettingsError
 from knowledge_base.home import KnowledgeBase, default_prompts
 from knowledge_base.prompts import VARIABLES, check_prompts, parse_prompt, parse_prompts
-from knowledge_base.release import Settings, hash_prompts, parse_settings
+from knowledge_base.release import hash_prompts
 
 HEAD = "---\nname: answer\n---\n"
 WITH_MODEL = parse_settings('[answer]\nmodel = "openai:x"\n')

@@ -29,6 +29,7 @@ from ingestion.chunking import Chunker
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.readers import extract
 from ingestion.sources import list_sources
+from knowledge_base.configuration import ChunkerSettings, EmbedderSettings
 from knowledge_base.documents import Chunk, Document
 from knowledge_base.embedders import Embedder, load_embedder
 from knowledge_base.errors import (
@@ -42,7 +43,7 @@ from knowledge_base.home import KnowledgeBase
 from knowledge_base.integrity import fsck
 from knowledge_base.lifecycle import promote
 from knowledge_base.merging import merge
-from knowledge_base.release import ChunkerSettings, DocumentChanges, EmbedderSettings
+from knowledge_base.release import DocumentChanges
 from knowledge_base.republishing import compact, rollback
 from knowledge_base.retention import Retention, gc
 from knowledge_base.snapshot import Snapshot

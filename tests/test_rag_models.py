@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from knowledge_base.configuration import ModelSettings, parse_settings
 from knowledge_base.errors import MissingExtraError, ModelError, SettingsError
-from knowledge_base.release import ModelSettings, parse_settings
 from rag.answer import Usage
 from rag.models import LanguageModel, cost
 from tests.openai_server import Reply, ScriptedServer, scripted_server

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from knowledge_base.configuration import LogSettings
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import LogSettings
 from rag.answer import Answer
 from rag.answer_log import AnswerLog, Feedback
 from rag.engine import Engine

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base.configuration import RetrievalSettings
 from knowledge_base.errors import EmbedderError, UsageError
 from knowledge_base.home import KnowledgeBase
-from knowledge_base.release import RetrievalSettings
 from rag.engine import Engine
 from rag.filters import parse_conditions
 from rag.reranker import CrossEncoderReranker
