@@ -17,7 +17,6 @@ from eval.gate import Status
 from eval.nights import SCHEMA_VERSION, Nights, moment
 from eval.report_files import STATUSES
 from knowledge_base.errors import PlumblineError
-from knowledge_base.history import was_restricted
 
 _FRESH_SECONDS = 60.0
 """For so long, what was read is told again: nothing here changes more than a few times a day."""
@@ -61,7 +60,7 @@ def _read(one: Hosted) -> _Found:
         next(iter(Evaluations(repository).history(None, 1)), None),
         next((report for report in reports if report["schema_version"] == SCHEMA_VERSION), None),
         # Any key may read this page, and those who are told of reports and verdicts may read everything.
-        details=not was_restricted(repository, one.live.engine().release_ref.commit),
+        details=not one.restrictions.were(one.live.engine().release_ref.commit),
     )
 
 
