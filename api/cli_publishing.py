@@ -85,6 +85,9 @@ def rollback(
     ref: Annotated[
         str | None, typer.Argument(help="Release to go back to (default: the one before).")
     ] = None,
+    reopen: Annotated[
+        bool, typer.Option("--reopen", help="Also when it has open what was closed since.")
+    ] = False,
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
@@ -93,7 +96,7 @@ def rollback(
     from knowledge_base.republishing import rollback as run
 
     knowledge_base = open_knowledge_base(kb)
-    commit = run(knowledge_base, ref)
+    commit = run(knowledge_base, ref, reopen=reopen)
     if as_json:
         print_json({"commit": commit.id, "content_of": commit.metadata["rollback"]})
         return

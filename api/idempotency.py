@@ -33,10 +33,11 @@ IdempotencyKey = Annotated[
 
 
 class Kept(BaseModel):
-    """What was asked under a key, and the reply."""
+    """What was asked under a key, and the reply; `plan` is what was about to be done when there is none."""
 
     fingerprint: str
-    reply: dict[str, Any]
+    reply: dict[str, Any] | None
+    plan: dict[str, str] = {}
 
 
 class Replies:
@@ -79,6 +80,15 @@ class Claim:
 
     def known(self, fingerprint: str) -> dict[str, Any] | None:
         """The reply to the same request, if it was carried out before. Raises KeyReusedError."""
+        kept = self._kept(fingerprint)
+        return kept.reply if kept else None
+
+    def planned(self, fingerprint: str) -> dict[str, str]:
+        """What the same request was about to do when it was cut off. Raises KeyReusedError."""
+        kept = self._kept(fingerprint)
+        return kept.plan if kept else {}
+
+    def _kept(self, fingerprint: str) -> Kept | None:
         if self._path is None:
             return None
         try:
@@ -92,13 +102,20 @@ class Claim:
             raise KeyReusedError(
                 "This Idempotency-Key came with another request before.", hint="Make a key for each request."
             )
-        return kept.reply
+        return kept
+
+    def plan(self, fingerprint: str, **facts: str) -> None:
+        """Keep what is about to be done: after a crash it tells whether it was. Raises StorageError."""
+        self._write(Kept(fingerprint=fingerprint, reply=None, plan=facts))
 
     def keep(self, fingerprint: str, reply: dict[str, Any]) -> None:
         """Keep the reply, and forget those of yesterday. Raises StorageError."""
+        self._write(Kept(fingerprint=fingerprint, reply=reply))
+
+    def _write(self, kept: Kept) -> None:
         if self._path is None:
             return
-        write_bytes(self._path, Kept(fingerprint=fingerprint, reply=reply).model_dump_json().encode())
+        write_bytes(self._path, kept.model_dump_json().encode())
         for path in self._path.parent.glob("*.json"):
             with suppress(FileNotFoundError):  # another request forgot it meanwhile
                 if time.time() - path.stat().st_mtime > _KEPT_SECONDS:

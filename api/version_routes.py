@@ -4,18 +4,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from api import visible
 from api.access import Reader, Session, Writer
 from api.document_routes import Ref
-from api.idempotency import IdempotencyKey, fingerprint
+from api.idempotency import Claim, IdempotencyKey, fingerprint
 from api.job_routes import Asked, Limit, start_job
 from api.jobs import Job, Work
 from knowledge_base.history import list_branches, list_tags
 from knowledge_base.home import MAIN, check_branch
 from knowledge_base.lifecycle import check_promotable
-from knowledge_base.republishing import rollback
+from knowledge_base.republishing import find_rollback, rollback
+from knowledge_base.version_store import Commit
 
 RefPath = Annotated[
     str, InPath(min_length=1, max_length=200, description="Branch, tag, commit or main@{date}.")
@@ -111,6 +112,9 @@ class Rollback(Asked):
     expected: str | None = Field(
         default=None, pattern="^[0-9a-f]{40}([0-9a-f]{24})?$", description="Refused when main is elsewhere."
     )
+    reopen: StrictBool = Field(
+        default=False, description="Open what was closed since that release; an admin may."
+    )
 
 
 class RolledBack(BaseModel):
@@ -197,12 +201,14 @@ def _add_moves(router: APIRouter) -> None:
     @router.post("/rollback")
     def roll_back(body: Rollback, at: Writer, key: IdempotencyKey = None) -> RolledBack:
         """Give main the content of an earlier release, in one new commit."""
+        at.about.update(body.model_dump(exclude_none=True))
+        if body.reopen:
+            at.require("admin")
         with at.claim(key) as claim:
-            at.about.update(body.model_dump(exclude_none=True))
             asked = fingerprint(kind="rollback", **body.model_dump())
             if known := claim.known(asked):
                 return RolledBack.model_validate(known)
-            commit = rollback(at.knowledge_base, body.ref, expected=body.expected)
+            commit = _carried_out(at, claim, asked) or _roll_back(at, body, claim, asked)
             at.hosted.live.wake()  # of a shared store it would look seconds later
             done = RolledBack(commit=commit.id, content_of=commit.metadata["rollback"])
             claim.keep(asked, done.model_dump())
@@ -230,6 +236,23 @@ def start_promotion(at: Session, key: str | None, asked: Promotion, response: Re
             work,
             response,
             check=lambda: check_promotable(at.knowledge_base.repository, asked.ref),
+        )
+
+
+def _carried_out(at: Session, claim: Claim, asked: str) -> Commit | None:
+    """The rollback that the same request made before its reply was kept, if it came so far."""
+    plan = claim.planned(asked)
+    return find_rollback(at.knowledge_base.repository, plan["head"], plan["target"]) if plan else None
+
+
+def _roll_back(at: Session, body: Rollback, claim: Claim, asked: str) -> Commit:
+    with visible.reopening(at):
+        return rollback(
+            at.knowledge_base,
+            body.ref,
+            expected=body.expected,
+            reopen=body.reopen,
+            planned=lambda head, target: claim.plan(asked, head=head, target=target),
         )
 
 

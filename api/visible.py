@@ -4,7 +4,8 @@ Searching and answering need none of this: there the closed documents are not in
 verdicts and jobs were written by somebody who saw everything, so what they say of documents is left out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from api.access import Session
@@ -14,7 +15,7 @@ from eval.evaluations import Kept, describe_evaluated, list_evaluated
 from eval.gate import Verdict
 from eval.golden_files import rows_as_they_stand
 from knowledge_base.difference import diff_views
-from knowledge_base.errors import NotFoundError
+from knowledge_base.errors import ForbiddenError, NotFoundError, ReopensError
 from knowledge_base.history import is_restricted
 
 _RULES = "access"
@@ -84,6 +85,22 @@ def difference(at: Session, left: str, right: str) -> dict[str, Any]:
         "settings": settings,
         "golden": {"compared": 0, "changed": [], "not_evaluated": []},
     }
+
+
+@contextmanager
+def reopening(at: Session) -> Iterator[None]:
+    """Refuse what would open closed documents, naming them to those alone who see them.
+
+    Raises ForbiddenError, ReopensError.
+    """
+    try:
+        yield
+    except ReopensError as error:
+        if at.caller.sees_all:
+            raise
+        raise ForbiddenError(
+            "That release has open what was closed since.", hint="Ask an admin to go back to it."
+        ) from error
 
 
 def evaluations(at: Session, found: Iterable[Kept]) -> list[Kept]:

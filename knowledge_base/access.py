@@ -80,7 +80,8 @@ class Access:
     def __init__(
         self, patterns: Mapping[str, Sequence[str]], declared: Mapping[str, Sequence[str]] | None = None
     ) -> None:
-        self._patterns = [(_matcher(pattern), frozenset(groups)) for pattern, groups in patterns.items()]
+        self._named = {pattern: frozenset(groups) for pattern, groups in patterns.items()}
+        self._patterns = [(_matcher(pattern), groups) for pattern, groups in self._named.items()]
         self._declared = {path: frozenset(groups) for path, groups in (declared or {}).items()}
         self.groups = frozenset[str]().union(
             *(groups for _, groups in self._patterns), *self._declared.values()
@@ -98,6 +99,19 @@ class Access:
     def allows(self, path: str, groups: frozenset[str]) -> bool:
         """Whether a caller of those groups may read a document."""
         return all(rule & groups for rule in self.rules(path))
+
+    def opens(self, path: str, closed: "Access") -> bool:
+        """Whether somebody may read a document by these rules whom those of `closed` keep out."""
+        rules = self.rules(path)
+        return any(all(rule - other for rule in rules) for other in closed.rules(path))
+
+    def loosened(self, closed: "Access") -> list[str]:
+        """The patterns of `closed` that are missing here, or name more groups."""
+        return [
+            pattern
+            for pattern, groups in closed._named.items()
+            if pattern not in self._named or self._named[pattern] - groups
+        ]
 
 
 def _matcher(pattern: str) -> re.Pattern[str]:

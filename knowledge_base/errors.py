@@ -104,6 +104,10 @@ class CheckFailedError(PlumblineError):
     exit_code = 1
 
 
+class ReopensError(CheckFailedError):
+    """Going back would open what was closed since; the message names it."""
+
+
 class VersionStoreError(PlumblineError):
     """Base of every error a version store raises."""
 

@@ -282,14 +282,16 @@ def release_metadata(
 def require_verdict(repository: Repository, commit: str) -> None:
     """Refuse a release of a shared store that Plumbline's gate never let through.
 
-    A lakeFS server moves main for whoever asks it, past the gate too; then the commit has no verdict.
+    A lakeFS server moves main for whoever asks it, past the gate too; then the commit has no verdict, and
+    what is made of it is unevaluated.
 
     Raises:
         CheckFailedError: It has none.
     """
     found = repository.get_commit(commit)
-    if repository.shared and found.parents and "verdict" not in found.metadata:
+    unjudged = found.metadata.get("verdict", UNEVALUATED) == UNEVALUATED
+    if repository.shared and found.parents and unjudged:
         raise CheckFailedError(
             f"{commit[:12]} was put on main past the gate: it has no verdict.",
-            hint="`rag rollback` brings back the release before it; `rag eval` says what it is worth.",
+            hint="`rag rollback` brings back the one before it, `rag rollback COMMIT` one further back.",
         )

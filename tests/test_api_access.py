@@ -316,6 +316,43 @@ def test_what_was_closed_stays_so_when_it_is_gone(
     host.keys.close()
 
 
+def test_a_rollback_opens_nothing_for_whoever_does_not_see_it(
+    knowledge_base: KnowledgeBase, sources: Path, tmp_path: Path
+) -> None:
+    (sources / "pay.md").write_text("# Pay\n\nThe pay is 5000 crowns.\n")
+    opened = ingest(knowledge_base, list_sources([str(sources)]), IngestOptions()).commit
+    (sources / "pay.md").write_text("---\nallow: [board]\n---\n# Pay\n\nThe pay is 5000 crowns.\n")
+    closed = ingest(knowledge_base, list_sources([str(sources)]), IngestOptions()).commit
+    log = AnswerLog(f"sqlite:///{tmp_path / 'answers.sqlite'}")
+    host = Host([Hosted("kb", knowledge_base, Live(knowledge_base), log)])
+    keys = {role: host.keys.create(role, role, by=ADMIN)[0] for role in ("writer", "admin")}
+    form = {"ref": opened, "expected": closed}
+    with running(create_app(host)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        client.headers["Authorization"] = f"Bearer {keys['writer']}"
+        for reply in (
+            client.post("/v1/rollback", json={"ref": opened}),
+            client.post("/v1/rollback", json={"ref": opened, "reopen": True}),
+            client.post("/rollback", data=form),
+            client.post("/rollback", data={**form, "reopen": "yes"}),
+        ):
+            assert reply.status_code == 403 and "pay" not in reply.text
+        assert "pay" not in client.get(f"/rollback?ref={opened}").text
+        client.headers["Authorization"] = f"Bearer {keys['admin']}"
+        refused = client.post("/v1/rollback", json={"ref": opened})
+        assert (refused.status_code, refused.json()["title"]) == (409, "ReopensError")
+        assert "pay.md" in refused.json()["detail"]
+        assert client.post("/rollback", data=form).status_code == 409
+        assert 'name="reopen"' in client.get(f"/rollback?ref={opened}").text
+        assert knowledge_base.repository.resolve("main") == closed
+        client.post("/v1/rollback", json={"ref": opened, "reopen": True}).raise_for_status()
+        assert 'name="reopen"' not in client.get(f"/rollback?ref={closed}").text
+        back = {"ref": closed, "expected": knowledge_base.repository.resolve("main")}
+        assert client.post("/rollback", data=back).status_code == 303
+    assert not knowledge_base.snapshot().access.open
+    log.close()
+    host.keys.close()
+
+
 def test_an_idempotency_key_is_its_callers_own(tmp_path: Path) -> None:
     replies = Replies(tmp_path)
     with replies.claim("nightly", "a") as theirs, replies.claim("nightly", "b") as ours:

@@ -6,8 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api.idempotency import Claim
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
+from knowledge_base.errors import StorageError
 from knowledge_base.home import KnowledgeBase
 from tests.test_api_documents import finished
 from tests.test_api_server import answer_log as answer_log
@@ -76,6 +78,54 @@ def test_a_rollback_sent_twice_goes_back_once(client: httpx.Client, releases: li
     assert first.json() == again.json() and first.json()["content_of"] == releases[0]
     other = client.post("/v1/rollback", json={"ref": releases[1]}, headers={"Idempotency-Key": "back"})
     assert other.status_code == 422
+
+
+@pytest.mark.parametrize("killed", ["before it acts", "before it is answered"])
+def test_a_rollback_that_was_cut_off_is_done_once(
+    client: httpx.Client,
+    releases: list[str],
+    knowledge_base: KnowledgeBase,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: str,
+) -> None:
+    def cut_off(*_: object, **__: object) -> None:
+        raise StorageError("killed")
+
+    repository, sent = knowledge_base.repository, {"Idempotency-Key": "back"}
+    before = len(list(repository.log("main")))
+    with monkeypatch.context() as patch:
+        if killed == "before it acts":
+            patch.setattr(repository, "transact", cut_off)
+        else:
+            patch.setattr(Claim, "keep", cut_off)
+        assert client.post("/v1/rollback", json={}, headers=sent).status_code == 503
+    acted = killed != "before it acts"
+    assert len(list(repository.log("main"))) == before + acted
+    # The same key with another request is refused although there is no reply yet.
+    assert client.post("/v1/rollback", json={"ref": "main~1"}, headers=sent).status_code == 422
+    done = client.post("/v1/rollback", json={}, headers=sent).raise_for_status().json()
+    assert done == {"commit": repository.resolve("main"), "content_of": releases[0]}
+    assert client.post("/v1/rollback", json={}, headers=sent).json() == done
+    assert len(list(repository.log("main"))) == before + 1
+
+
+def test_a_rollback_that_was_cut_off_and_overtaken_is_done_from_where_main_is(
+    client: httpx.Client,
+    releases: list[str],
+    knowledge_base: KnowledgeBase,
+    sources: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cut_off(*_: object, **__: object) -> None:
+        raise StorageError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(knowledge_base.repository, "transact", cut_off)
+        assert client.post("/v1/rollback", json={}, headers={"Idempotency-Key": "back"}).status_code == 503
+    (sources / "team.txt").write_text("Nobody answers.\n")
+    ingest(knowledge_base, list_sources([str(sources)]), IngestOptions())
+    done = client.post("/v1/rollback", json={}, headers={"Idempotency-Key": "back"}).raise_for_status().json()
+    assert done["content_of"] == releases[1]
 
 
 def test_a_rollback_serves_at_once(

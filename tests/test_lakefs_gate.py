@@ -20,7 +20,7 @@ from ingestion.sources import list_sources
 from knowledge_base.errors import CheckFailedError, HookFailedError, UsageError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.lifecycle import override_gate, promote
-from knowledge_base.republishing import rollback
+from knowledge_base.republishing import compact, rollback
 from knowledge_base.version_store_lakefs_actions import GATE_ROUTE, gate_action, install_gate
 from knowledge_base.version_store_lakefs_repository import LakeFSRepository
 from rag.answer_log import AnswerLog
@@ -124,10 +124,40 @@ def test_what_got_past_the_gate_is_not_served(
     assert "past the gate" in live.problem
     with pytest.raises(CheckFailedError, match="past the gate"):
         Live(remote)
+    sneaked = remote.repository.resolve("main")
     rollback(remote)
     live.follow()
     assert live.engine().release_ref.commit == remote.repository.resolve("main")
     assert live.problem == ""
+    with pytest.raises(CheckFailedError, match="past the gate"):
+        rollback(remote, sneaked)
+
+
+def test_what_is_made_of_content_that_got_past_the_gate_is_not_served(
+    remote: KnowledgeBase, lakefs_server: LakeFSServer, sources: Path
+) -> None:
+    for number in range(2):
+        (sources / "new.md").write_text(f"# Ferries\n\nFerry {number} leaves at dawn.\n")
+        ingest(remote, list_sources([str(sources)]), IngestOptions(branch="sneaky"))
+    held = lakefs_server.store.get("knowledge")
+    held.merge("sneaky", "main", {})
+    compact(remote, everything=True)
+    head = remote.repository.get_commit("main")
+    assert head.metadata["changed"] == "compaction" and len(remote.snapshot(head.id).segments) == 1
+    with pytest.raises(CheckFailedError, match="past the gate"):
+        Live(remote)
+
+
+def test_a_candidate_that_was_promoted_is_served_again_with_its_verdict(
+    remote: KnowledgeBase, sources: Path
+) -> None:
+    ingest(remote, list_sources([str(sources)]), IngestOptions())
+    (sources / "new.md").write_text("# Ferries\n\nFerries leave at dawn.\n")
+    candidate = ingest(remote, list_sources([str(sources)]), IngestOptions(branch="feature")).commit
+    promote(remote, "feature")
+    rollback(remote)
+    assert rollback(remote, candidate).metadata["verdict"] == "NO-GATE"
+    assert "new.md" in Live(remote).engine().snapshot
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ WRITER = (
     + """
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
-from knowledge_base.lifecycle import rollback
+from knowledge_base.republishing import rollback
 from knowledge_base.retention import Retention, gc
 sources = Path(sys.argv[2])
 editions = {knowledge_base.repository.resolve("main"): {f"{n}.md": 0 for n in range(12)}}

@@ -13,6 +13,7 @@ from api.console.text_difference import LINES, compare
 from knowledge_base.errors import NotFoundError
 from knowledge_base.history import list_branches
 from knowledge_base.home import MAIN
+from knowledge_base.reopening import reopened
 from knowledge_base.republishing import rollback
 
 _PAGE = 40
@@ -109,7 +110,9 @@ def _add_rollback(router: APIRouter) -> None:
         head = at.knowledge_base.repository.resolve(MAIN)
         target = visible.release(at, ref)
         found = visible.difference(at, head, target["commit"])
-        return page(request, at, "rollback.html", {"found": found, "target": target, "head": head})
+        opened = reopened(at.knowledge_base, head, target["commit"]) if at.caller.sees_all else []
+        values = {"found": found, "target": target, "head": head, "opened": opened}
+        return page(request, at, "rollback.html", values)
 
     @router.post("/rollback")
     def roll_back(
@@ -117,9 +120,13 @@ def _add_rollback(router: APIRouter) -> None:
         at: Writer,
         ref: Annotated[str, Form(min_length=1, max_length=200)],
         expected: Annotated[str, Form(pattern="^[0-9a-f]{40}([0-9a-f]{24})?$")],
+        reopen: Annotated[str, Form(max_length=3)] = "",
     ) -> Response:
-        at.about.update(ref=ref)
-        commit = rollback(at.knowledge_base, ref, expected=expected)
+        at.about.update(ref=ref, reopen=bool(reopen))
+        if reopen:
+            at.require("admin")
+        with visible.reopening(at):
+            commit = rollback(at.knowledge_base, ref, expected=expected, reopen=bool(reopen))
         at.hosted.live.follow()
         return see(request, at, "/releases", done=commit.id)
 
