@@ -1,6 +1,5 @@
 """How results look to a person at a terminal."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from api.render_changes import SHOWN, print_changes, print_settings, setting
 from api.render_findings import print_findings
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from knowledge_base.retention import GcReport
     from rag.answer import Answer, Citation, Context
 
-_SHOWN = 12
 _AROUND = 300
 _UNFOLDED = 100_000
 
@@ -281,12 +280,12 @@ def print_release(value: Mapping[str, Any]) -> None:
         )
     for part, keys in value["settings"].items():
         console.print(
-            f"{part:>10}  " + escape(", ".join(f"{key} = {_setting(val)}" for key, val in keys.items()))
+            f"{part:>10}  " + escape(", ".join(f"{key} = {setting(val)}" for key, val in keys.items()))
         )
-    for path in value["paths"][:_SHOWN]:
+    for path in value["paths"][:SHOWN]:
         console.print(f"  {escape(path)}")
-    if len(value["paths"]) > _SHOWN:
-        console.print(f"  [dim]and {len(value['paths']) - _SHOWN} more (--json lists all)[/]")
+    if len(value["paths"]) > SHOWN:
+        console.print(f"  [dim]and {len(value['paths']) - SHOWN} more (--json lists all)[/]")
     print_findings(console, value["findings"], ())
     print_findings(console, value["quarantined"], [found["path"] for found in value["quarantined"]])
 
@@ -300,34 +299,6 @@ def print_difference(value: Mapping[str, Any]) -> None:
     print_settings(console, value["settings"])
     if not any(value["documents"].values()) and not value["settings"]:
         console.print("No difference.")
-
-
-def print_changes(console: Console, documents: Mapping[str, Any], limit: int | None = _SHOWN) -> None:
-    """Documents or files by what became of them."""
-    styles = {"added": "green", "changed": "yellow", "deleted": "red", "renamed": "blue"}
-    for verb, style in styles.items():
-        rows = documents[verb]
-        for row in rows[:limit]:
-            text = f"{row['from']} -> {row['to']}" if isinstance(row, dict) else row
-            console.print(f"[{style}]{verb:>8}[/]  {escape(text)}")
-        if limit and len(rows) > limit:
-            console.print(f"[dim]          and {len(rows) - limit} more {verb}[/]")
-
-
-def print_settings(console: Console, settings: Mapping[str, Any]) -> None:
-    """Settings that differ."""
-    for key, change in settings.items():
-        before, after = _setting(change["from"]), _setting(change["to"])
-        console.print(f"[magenta] setting[/]  {escape(f'{key}: {before} -> {after}')}")
-
-
-def _setting(value: Any) -> str:
-    """A value as plumbline.toml writes it; a table in braces, and what is not set as a dash."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_setting(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_setting, value)) + "]"
-    return "-" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _gate(entry: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from api.render import make_console, print_changes, print_settings
+from api.render import make_console
+from api.render_changes import print_changes, print_settings
 
 _COLOURS = {"PASS": "green", "FAIL": "red"}
 _SHOWN = 20

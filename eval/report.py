@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from eval import monitors_answers, monitors_questions, monitors_release, monitors_retrieval
+from eval import monitors_answers, monitors_embedder, monitors_questions, monitors_release, monitors_retrieval
 from eval.attribution import Facts, attribute
 from eval.family import PAGE_LEVEL, WARN_LEVEL, benjamini_hochberg, holm
 from eval.findings import Finding, Section
@@ -26,7 +26,7 @@ _MEASURING = {"retrieval", "queries", "answers", "service"}
 MONITORS: Mapping[str, Callable[[Night], Section]] = {
     "changes": monitors_release.changes,
     "corpus": monitors_release.corpus,
-    "embedder": monitors_retrieval.canary,
+    "embedder": monitors_embedder.canary,
     "retrieval": monitors_retrieval.retrieval,
     "queries": monitors_questions.questions,
     "answers": monitors_answers.answers,
