@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Protocol, Self
 
-from knowledge_base.errors import HookFailedError, MissingExtraError
+from knowledge_base.errors import MissingExtraError
 
 Strategy = Literal["source-wins", "dest-wins"]
 DiffType = Literal["three_dot", "two_dot"]
@@ -322,19 +322,6 @@ class VersionStore(Protocol):
     def delete_repository(self, repository: str) -> None:
         """Raises NotFoundError."""
         ...
-
-
-def ask_hooks(hooks: Iterable[tuple[str, Hook]], event: str, branch: str, commit: Commit) -> None:
-    """Call those hooks that wait for `event`. Raises HookFailedError."""
-    for wanted, hook in hooks:
-        if wanted != event:
-            continue
-        try:
-            hook(event, branch, commit)
-        except HookFailedError:
-            raise
-        except Exception as error:  # foreign code: whatever it raises is its no
-            raise HookFailedError(f"The {event} hook refused: {error}") from error
 
 
 LAKEFS = "lakefs://"

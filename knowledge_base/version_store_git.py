@@ -63,9 +63,7 @@ class GitVersionStore:
 
     def get_repository(self, repository: str) -> GitRepository:
         """Raises NotFoundError, UnavailableError (there is one, but it cannot be opened)."""
-        path = self._path(repository)
-        if not path.exists():
-            raise NotFoundError("repository", repository)
+        path = self._existing(repository)
         return GitRepository(repository, path, self._committer)
 
     def repair_repository(
@@ -77,9 +75,7 @@ class GitVersionStore:
         spares: Iterable[bytes] = (),
     ) -> list[str]:
         """Restore what logs, a backup or equal files still say. Raises NotFoundError, StorageError."""
-        path = self._path(repository)
-        if not path.exists():
-            raise NotFoundError("repository", repository)
+        path = self._existing(repository)
         with exclusive_lock(path / "plumbline.lock", wait_seconds=60.0):
             return repair(path, default_branch, backup, spares)
 
@@ -90,13 +86,17 @@ class GitVersionStore:
 
     def delete_repository(self, repository: str) -> None:
         """Renamed first, so that it is gone at once."""
-        path = self._path(repository)
-        if not path.exists():
-            raise NotFoundError("repository", repository)
+        path = self._existing(repository)
         with disk_errors(str(path)):
             aside = Path(tempfile.mkdtemp(prefix=f".{repository}-deleted-", dir=self._root))
             os.replace(path, aside / "repository")
             shutil.rmtree(aside)
+
+    def _existing(self, repository: str) -> Path:
+        path = self._path(repository)
+        if not path.exists():
+            raise NotFoundError("repository", repository)
+        return path
 
     def _path(self, repository: str) -> Path:
         return self._root / f"{validate_repository_name(repository)}.git"

@@ -1,7 +1,6 @@
 """Reading refs and history of a bare repository: ref expressions, logs, merge bases, missing content."""
 
 import hashlib
-import heapq
 import re
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from knowledge_base.ref_expressions import parse_ref, too_far_back, unknown_ref
 from knowledge_base.version_store import Commit
 from knowledge_base.version_store_git_messages import parse_message
 from knowledge_base.version_store_git_objects import GIT_ERRORS, Git, Objects, read_pointer, translated
+from knowledge_base.version_store_rules import in_log_order
 
 _NAME = re.compile(r"[-.\w]{1,200}", re.ASCII)
 _PREFIX = re.compile(r"[0-9a-f]{4,40}", re.ASCII)
@@ -102,19 +102,9 @@ def walk_commits(git: Any, start: Any, *, first_parent: bool) -> Iterator[Any]:
             yield start
         return
     commits = _ancestors(git, start)
-    children = dict.fromkeys(commits, 0)
-    for commit in commits.values():
-        for parent in commit.parent_ids:
-            children[parent] += 1
-    order = {commit_id: number for number, commit_id in enumerate(commits)}
-    ready = [(-start.commit_time, 0, start.id)]
-    while ready:
-        commit = commits[heapq.heappop(ready)[2]]
-        yield commit
-        for parent in commit.parent_ids:
-            children[parent] -= 1
-            if not children[parent]:
-                heapq.heappush(ready, (-commits[parent].commit_time, order[parent], parent))
+    parents = {oid: commit.parent_ids for oid, commit in commits.items()}
+    dates = {oid: commit.commit_time for oid, commit in commits.items()}
+    yield from (commits[oid] for oid in in_log_order(start.id, parents, dates))
 
 
 def _ancestors(git: Any, start: Any) -> dict[Any, Any]:

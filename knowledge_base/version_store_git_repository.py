@@ -14,12 +14,7 @@ from knowledge_base.errors import (
     NoChangesError,
     NotFoundError,
 )
-from knowledge_base.version_store import (
-    Commit,
-    Hook,
-    Strategy,
-    ask_hooks,
-)
+from knowledge_base.version_store import Commit, Hook, Strategy
 from knowledge_base.version_store_git_history import (
     describe,
     find_commit,
@@ -33,6 +28,7 @@ from knowledge_base.version_store_git_refs import GitRefs
 from knowledge_base.version_store_git_repair import faults_of_refs
 from knowledge_base.version_store_git_transaction import GitTransaction
 from knowledge_base.version_store_git_trees import apply_changes, kept, merge_trees
+from knowledge_base.version_store_rules import ask_hooks, require_head
 
 
 class GitRepository(GitRefs):
@@ -56,7 +52,7 @@ class GitRepository(GitRefs):
     ) -> GitTransaction:
         """Writes that become one commit when the `with` block ends."""
         base = self._head("heads", branch)
-        _require_head(branch, if_head, base)
+        require_head(branch, if_head, str(base.id))
 
         def finish(transaction: GitTransaction) -> Commit:
             return self._publish(transaction, branch, if_head, allow_empty)
@@ -68,7 +64,7 @@ class GitRepository(GitRefs):
     ) -> Commit:
         with self._writing():
             head = self._head("heads", branch)
-            _require_head(branch, if_head, head)
+            require_head(branch, if_head, str(head.id))
             self._objects.require({blob for blob in transaction.staged.values() if blob})
             with translated("writing the tree", writing=True), step("store folders"):
                 git = self._git
@@ -96,7 +92,7 @@ class GitRepository(GitRefs):
         with self._writing():
             head = self._head("heads", destination)
             theirs = find_commit(self._git, source)
-            _require_head(destination, if_head, head)
+            require_head(destination, if_head, str(head.id))
             with translated("merging", writing=True), step("store folders"):
                 git = self._git
                 base = merge_base(git, theirs, head)
@@ -168,8 +164,3 @@ class GitRepository(GitRefs):
             heads = {commit for _, commit in self._list_refs("heads", "")}
             expired = (self._objects.expired() | frozenset(expire)) - heads
             return remove_unreachable(self._objects, grace_seconds, expired, dry_run)
-
-
-def _require_head(branch: str, expected: str | None, actual: Any) -> None:
-    if expected is not None and expected != str(actual.id):
-        raise HeadMovedError(branch, expected, str(actual.id))

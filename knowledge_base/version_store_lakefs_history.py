@@ -1,6 +1,5 @@
 """Commits of a lakeFS repository in the protocol's words: metadata, order, merges that cannot be."""
 
-import heapq
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from knowledge_base.errors import HookFailedError, PlumblineError
 from knowledge_base.version_store import Change, Commit, Strategy
 from knowledge_base.version_store_lakefs_client import Client
 from knowledge_base.version_store_lakefs_objects import clash, folders_above
+from knowledge_base.version_store_rules import in_log_order
 
 TRANSACTION = "plumbline-tx"
 """Metadata key that names one transaction: how an answer that was lost is found again."""
@@ -53,19 +53,9 @@ def newest_first(found: Iterator[Commit], start: str, first_parent: bool) -> Ite
         yield from found
         return
     commits = {commit.id: commit for commit in found}
-    children = dict.fromkeys(commits, 0)
-    for commit in commits.values():
-        for parent in commit.parents:
-            children[parent] += 1
-    place = {name: number for number, name in enumerate(commits)}
-    ready = [(-commits[start].creation_date, 0, start)]
-    while ready:
-        commit = commits[heapq.heappop(ready)[2]]
-        yield commit
-        for parent in commit.parents:
-            children[parent] -= 1
-            if not children[parent]:
-                heapq.heappush(ready, (-commits[parent].creation_date, place[parent], parent))
+    parents = {commit.id: commit.parents for commit in commits.values()}
+    dates = {commit.id: commit.creation_date for commit in commits.values()}
+    yield from (commits[name] for name in in_log_order(start, parents, dates))
 
 
 def refuse_merge_clashes(

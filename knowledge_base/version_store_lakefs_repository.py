@@ -18,7 +18,6 @@ from lakefs_sdk import CommitCreation, Merge, MergeResult, RevertCreation
 from knowledge_base.errors import (
     AlreadyExistsError,
     DirtyBranchError,
-    HeadMovedError,
     MergeConflictError,
     NoChangesError,
     NotFoundError,
@@ -27,7 +26,7 @@ from knowledge_base.errors import (
 )
 from knowledge_base.naming import RESERVED_BRANCH_PREFIX
 from knowledge_base.object_cache import ObjectCache
-from knowledge_base.version_store import Commit, Hook, ObjectInfo, Strategy, ask_hooks
+from knowledge_base.version_store import Commit, Hook, ObjectInfo, Strategy
 from knowledge_base.version_store_lakefs_client import HOOK_SECONDS, Client
 from knowledge_base.version_store_lakefs_history import (
     TRANSACTION,
@@ -38,6 +37,7 @@ from knowledge_base.version_store_lakefs_history import (
 from knowledge_base.version_store_lakefs_objects import describe_content, in_parallel
 from knowledge_base.version_store_lakefs_refs import LakeFSRefs
 from knowledge_base.version_store_lakefs_transaction import LakeFSTransaction
+from knowledge_base.version_store_rules import ask_hooks, require_head
 
 _ABANDONED_SECONDS = 24 * 3600
 _RECENT = 50
@@ -66,7 +66,7 @@ class LakeFSRepository(LakeFSRefs):
     ) -> LakeFSTransaction:
         """Writes that become one commit when the `with` block ends."""
         base = self.get_branch(branch).commit_id
-        _require_head(branch, if_head, base)
+        require_head(branch, if_head, base)
 
         def finish(transaction: LakeFSTransaction) -> Commit:
             return self._publish(transaction, branch, if_head, allow_empty)
@@ -93,7 +93,7 @@ class LakeFSRepository(LakeFSRefs):
     def _publish(
         self, transaction: LakeFSTransaction, branch: str, if_head: str | None, allow_empty: bool
     ) -> Commit:
-        _require_head(branch, if_head, self.get_branch(branch).commit_id)
+        require_head(branch, if_head, self.get_branch(branch).commit_id)
         if not transaction.staged and not allow_empty:
             raise NoChangesError(f"Nothing would change on branch {branch!r}.")
         transaction.settle()
@@ -167,7 +167,7 @@ class LakeFSRepository(LakeFSRefs):
     ) -> Commit:
         """Merge `source`, whose content is `base`'s and more, into a branch as one commit, or raise."""
         head = self.get_branch(branch).commit_id
-        _require_head(branch, if_head, head)
+        require_head(branch, if_head, head)
         if head != base:
             self._refuse_merge(source.id, head, branch, strategy, squash and not allow_empty)
         ask_hooks(self._hooks, event, branch, source)
@@ -182,7 +182,7 @@ class LakeFSRepository(LakeFSRefs):
             commit = self._merge(source.id, branch, wanted)
         except AlreadyExistsError as error:  # 409: somebody changed the same paths since we looked
             now = self.get_branch(branch).commit_id
-            _require_head(branch, if_head, now)
+            require_head(branch, if_head, now)
             raise MergeConflictError(self._conflicts(now, source.id)) from error
         except NoChangesError as error:
             raise NoChangesError(f"{source.id[:12]} brings nothing new to {branch!r}.") from error
@@ -237,7 +237,7 @@ class LakeFSRepository(LakeFSRefs):
         """Somebody moved the branch between the last look and the merge: keep it only if it may stand."""
         before = commit.parents[0]
         try:
-            _require_head(branch, if_head, before)
+            require_head(branch, if_head, before)
             refuse_merge_clashes(list(self.diff(before, source)), lambda: self.diff(source, before), strategy)
         except PlumblineError:
             self.revert(
@@ -350,8 +350,3 @@ class LakeFSRepository(LakeFSRefs):
             "lakeFS frees objects by its own garbage collection, not through Plumbline.",
             hint="Set its rules (`lakectl gc set-config`) and run its collector.",
         )
-
-
-def _require_head(branch: str, expected: str | None, actual: str) -> None:
-    if expected is not None and expected != actual:
-        raise HeadMovedError(branch, expected, actual)

@@ -86,9 +86,9 @@ def _before(made: KnowledgeBase) -> str:
 def ended(client: httpx.Client, page: httpx.Response) -> httpx.Response:
     """The page of a job when it is over."""
     assert page.url.path == "/job", page.text
-    for _ in range(600):
-        if "How far is it now?" not in page.text:
-            return page
+    latest = time.monotonic() + 300
+    while "How far is it now?" in page.text:
+        assert time.monotonic() < latest, page.text
         time.sleep(0.1)
         page = client.get(page.url)
-    raise AssertionError(page.text)
+    return page

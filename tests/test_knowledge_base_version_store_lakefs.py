@@ -20,6 +20,7 @@ from knowledge_base.version_store import Repository, open_version_store
 from knowledge_base.version_store_lakefs import LakeFSRepository, LakeFSVersionStore
 from knowledge_base.version_store_lakefs_client import Client
 from tests.lakefs_server import Fault, LakeFSServer, Request
+from tests.test_version_store_behaviour import put
 
 
 def connect(folder: Path, **options: float) -> LakeFSVersionStore:
@@ -30,14 +31,6 @@ def connect(folder: Path, **options: float) -> LakeFSVersionStore:
 @pytest.fixture
 def repository(lakefs_server: LakeFSServer, tmp_path: Path) -> LakeFSRepository:
     return connect(tmp_path / "objects").create_repository("knowledge")
-
-
-def put(repository: Repository, branch: str = "main", /, **files: str) -> str:
-    with repository.transact(branch, message="put") as transaction:
-        for name, text in files.items():
-            transaction.upload(name.replace("__", "/"), text.encode())
-    assert transaction.commit is not None
-    return transaction.commit.id
 
 
 def hidden(server: LakeFSServer) -> list[str]:
