@@ -138,7 +138,7 @@ class _Parts:
             self._file = None
 
     def _begin(self) -> None:
-        self._disposition = self._name = self._value = b""
+        self._disposition = self._name = self._value = self._text = b""
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
