@@ -10,6 +10,7 @@ passage when the prompt says so and chats when it does not.
 
 import json
 import re
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -156,7 +157,7 @@ def run(folder: Path, url: str, output: Path, nights: int, part: str) -> list[di
         rehearsal.serve(night, fault)
         report = rehearsal.report(night, output / f"night-{night:02}")
         rows.append(_row(night, fault, report, said) | {"seconds": round(time.perf_counter() - started, 1)})
-        print(json.dumps(rows[-1]), flush=True)
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         if fault and fault.kind in RELEASE_DRIFTS:
             rehearsal.mend()
         if night in MOVES:
@@ -193,8 +194,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     curves = {
-        "AUC of the questions": "query_auc", "abstained": "abstention_rate", "faithfulness": "faithfulness",
-        "golden recall": "golden_context_recall", "canary cosine": "canary_cosine_served",
+        "embedder's canary": ("canary_cosine_reference", "canary_cosine_served"),
+        "golden rank": ("golden_reciprocal_rank",), "golden recall": ("golden_context_recall",),
+        "abstained": ("abstention_rate",), "questions outside": ("query_outside_share",),
     }  # fmt: skip
     with matplotlib.rc_context({"svg.hashsalt": "plumbline", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(9, 7.5))
@@ -205,9 +207,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             if row["fault"]:
                 axes[0].text(row["night"], 1.15, row["fault"], ha="center")
         axes[0].set_yticks([])
-        axes[0].set_title("Verdicts (green OK, amber WARN, red PAGE); what was put in is named", pad=18)
-        for place, (label, name) in enumerate(curves.items(), 1):
-            points = [(row["night"], row["values"][name]) for row in rows if name in row["values"]]
+        axes[0].set_title(
+            "Verdicts of thirty nights (green OK, amber WARN, red PAGE); what was put in is named", pad=18
+        )
+        for place, (label, names) in enumerate(curves.items(), 1):
+            values = [[row["values"][name] for name in names if name in row["values"]] for row in rows]
+            points = [(row["night"], min(found)) for row, found in zip(rows, values, strict=True) if found]
             axes[place].plot(*zip(*points, strict=True), marker=".", color="#2f6fde")
             axes[place].set_ylabel(label, rotation=0, ha="right", va="center")
             for move in MOVES:
@@ -237,7 +242,7 @@ def main() -> None:
     if arguments.chart:
         draw(rows, arguments.chart)
     if arguments.json:
-        print(json.dumps([row | {"judged": judged(row)} for row in rows]))
+        print(json.dumps({"nights": [row | {"judged": judged(row)} for row in rows]}))
         return
     cells = [
         (row["night"], row["fault"], row["moved"], row["verdict"], ", ".join(row["causes"]), judged(row))
