@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import PurePosixPath
 
 from knowledge_base.sentences import Unit, split_units
@@ -95,7 +96,7 @@ def shown(quote: str) -> str:
 def _sentences(context: Context, *, comments: bool) -> Iterator[Quotable]:
     front = _FRONT_MATTER.match(context.text) if context.start == 0 else None
     units = list(_seen(context.text))
-    for unit, after in zip(units, [*units[1:], None], strict=True):
+    for unit, after in zip_longest(units, units[1:]):
         text = context.text[unit.start : unit.end]
         header = after is not None and _BELOW_HEADER.fullmatch(context.text, after.start, after.end)
         if (front and unit.start < front.end()) or (unit.kind == "row" and header):

@@ -14,11 +14,12 @@ from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import SettingsError, StorageError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.sentences import split_sentences, split_units
-from rag.answer import Answer
+from rag.answer import Answer, Context
 from rag.answer_log import AnswerLog
 from rag.engine import Engine
 from rag.filters import parse_conditions
 from rag.langchain_adapter import PlumblineRetriever, to_context
+from rag.quotable import quotables
 from rag.retriever import Retriever
 
 
@@ -84,6 +85,19 @@ def test_what_a_reader_of_the_page_does_not_see_is_not_quoted(ask: Ask) -> None:
     assert "expires after ninety days. [1]" in ask({"page.md": page}, "When does the password expire?").answer
     assert ask({"page.md": page}, "What is refunded first?").answer == "Cards are refunded first. [1]"
     assert "8420" not in ask({"page.md": page}, "What is the port?").answer
+
+
+PIECES = ("<!--", "-->", "{{%", "%}}", "A refund is due.", "- an item", "| a | b |", "\n\n", " ", "# Title\n")
+
+
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.sampled_from(("a.md", "a.csv", "a.json"))
+)
+def test_every_quotable_span_of_any_passage_stands_in_it(text: str, path: str) -> None:
+    context = Context(chunk_id="c", path=path, start=0, end=len(text), text=text, score=1.0)
+    for found in quotables(context):
+        assert 0 <= found.start < found.end <= len(text)
+        assert text[found.start : found.end].strip()
 
 
 def test_a_heading_is_never_part_of_an_answer_nor_an_answer(ask: Ask) -> None:
