@@ -6,8 +6,9 @@ figures are for its test half, with six models and 18 %, so a second row weighs 
 """
 
 import json
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks import judge_data
 from benchmarks.common import auroc, data_folder, parser, show
 from benchmarks.judge_data import Judged
-from rag.support import JUDGE, SUPPORT_THRESHOLD, support
+from rag.support import GROUNDING, JUDGE, READ_THRESHOLD, SUPPORT_THRESHOLD, support
 
 FLAWED = 0.178
 PUBLISHED = (  # RAGTruth (arXiv 2401.00396) and LettuceDetect (arXiv 2502.17125), test half
@@ -35,14 +36,16 @@ PUBLISHED = (  # RAGTruth (arXiv 2401.00396) and LettuceDetect (arXiv 2502.17125
 Floats = NDArray[np.float64]
 
 
-def measures(wrong: NDArray[np.bool_], supported: Floats, flawed: float | None = None) -> dict[str, float]:
+def measures(
+    wrong: NDArray[np.bool_], supported: Floats, threshold: float, flawed: float | None = None
+) -> dict[str, float]:
     """Precision, recall, F1 at the shipped threshold; AUROC; calibration.
 
     `flawed` weighs the rows so that this share of them is wrong.
     """
     share = flawed or float(wrong.mean())
     weight = np.where(wrong, share / wrong.mean(), (1 - share) / (1 - wrong.mean()))
-    flagged = supported < SUPPORT_THRESHOLD
+    flagged = supported < threshold
     hit = weight[wrong & flagged].sum()
     precision, recall = hit / max(1e-9, weight[flagged].sum()), hit / weight[wrong].sum()
     bins = np.minimum((supported * 10).astype(int), 9)
@@ -63,24 +66,47 @@ def measures(wrong: NDArray[np.bool_], supported: Floats, flawed: float | None =
     }
 
 
-def judge(answers: Sequence[Judged]) -> tuple[list[list[float]], float]:
+def judge(answers: Sequence[Judged], read: bool) -> tuple[list[list[float]], float]:
     """Support of each claim of each answer, and the answers judged in a second."""
-    support(answers[0].claims, answers[0].contexts)  # opens the model
+    support(answers[0].claims, answers[0].contexts, read=read)  # opens the models
     started = time.process_time()
-    scores = [support(answer.claims, answer.contexts) for answer in answers]
+    scores = [support(answer.claims, answer.contexts, read=read) for answer in answers]
     return scores, len(answers) / (time.process_time() - started)
 
 
-def table(answers: Sequence[Judged], scores: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+def table(
+    answers: Sequence[Judged], scores: Sequence[Sequence[float]], threshold: float
+) -> dict[str, dict[str, float]]:
     """Measures by level."""
     wrong = np.array([not s for a in answers for s in a.supported])
     every = np.array([value for row in scores for value in row])
     flawed = np.array([not all(a.supported) for a in answers])
     worst = np.array([min(row) for row in scores])
     return {
-        "response": measures(flawed, worst),
-        f"response, {FLAWED:.0%} flawed": measures(flawed, worst, FLAWED),
-        "sentence": measures(wrong, every),
+        "response": measures(flawed, worst, threshold),
+        f"response, {FLAWED:.0%} flawed": measures(flawed, worst, threshold, FLAWED),
+        "sentence": measures(wrong, every, threshold),
+    }
+
+
+def measure(sets: Mapping[str, Sequence[Judged]], read: bool) -> dict[str, Any]:
+    """The judge with or without its reader on all sets; its speed is that of the first."""
+    threshold = READ_THRESHOLD if read else SUPPORT_THRESHOLD
+    rows: dict[str, dict[str, float]] = {}
+    speeds = []
+    for name, answers in sets.items():
+        scores, speed = judge(answers, read)
+        speeds.append(speed)
+        levels = table(answers, scores, threshold)
+        if all(len(a.claims) == 1 for a in answers):
+            rows[f"{name}, {len(answers)} claims"] = levels["sentence"]
+        else:
+            rows |= {f"{name}, {level}": values for level, values in levels.items()}
+    return {
+        "judge": JUDGE if read else GROUNDING,
+        "threshold": threshold,
+        "answers_per_cpu_second": speeds[0],
+        "rows": rows,
     }
 
 
@@ -88,26 +114,29 @@ def main() -> None:
     """Print the tables."""
     arguments = parser(__doc__ or "").parse_args()
     data = data_folder()
-    answers = [a for a in judge_data.ragtruth(data) if a.held_out]
-    facts = [a for a in judge_data.scifact(data) if a.held_out]
-    scores, speed = judge(answers)
-    fact_scores, _ = judge(facts)
+    every = {
+        "RAGTruth QA": judge_data.ragtruth(data),
+        "SciFact": judge_data.scifact(data),
+        "made from SQuAD": judge_data.made_from_squad(data, random.Random(0)),
+    }
+    sets = {name: [a for a in answers if a.held_out] for name, answers in every.items()}
     result: dict[str, Any] = {
-        "judge": JUDGE,
-        "threshold": SUPPORT_THRESHOLD,
-        "answers": len(answers),
-        "claims": sum(len(a.claims) for a in answers),
-        "answers_per_cpu_second": speed,
-        "ragtruth_qa": table(answers, scores),
-        "scifact": table(facts, fact_scores)["sentence"],
+        "answers": len(sets["RAGTruth QA"]),
+        "claims": sum(len(a.claims) for a in sets["RAGTruth QA"]),
+        "counting": measure(sets, read=False),
+        "reading": measure(sets, read=True),
     }
     if arguments.json:
         print(json.dumps(result))
         return
-    rows = [(f"RAGTruth QA, {level}", *values.values()) for level, values in result["ragtruth_qa"].items()]
-    rows.append((f"SciFact, {len(facts)} claims", *result["scifact"].values()))
-    title = f"{JUDGE}: {len(answers)} answers, {result['claims']} claims, {speed:.0f} answers/s of one core"
-    show(title, ("questions not trained on", *result["scifact"]), rows)
+    for name in ("counting", "reading"):
+        found = result[name]
+        title = (
+            f"{name}, {found['judge']}: {result['answers']} answers, {result['claims']} claims, "
+            f"{found['answers_per_cpu_second']:.0f} answers/s of one core"
+        )
+        rows = [(row, *values.values()) for row, values in found["rows"].items()]
+        show(title, ("questions not trained on", *next(iter(found["rows"].values()))), rows)
     show(
         "Published, RAGTruth QA test half, response level",
         ("method", "precision", "recall", "f1"),

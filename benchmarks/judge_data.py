@@ -14,8 +14,8 @@ from rag.evidence import READER, SOURCES
 from rag.support import claims
 
 _PASSAGE = re.compile(r"^passage \d+:\s*", re.IGNORECASE)
-_NAME = re.compile(r"(?<=[a-z,] )[A-Z][\w'-]+(?: [A-Z][\w'-]+)*|\b\d[\d,.]*\d\b")
-_VERBS = {"is": "is not", "was": "was not", "are": "are not", "were": "were not", "can": "cannot",
+NAME = re.compile(r"(?<=[a-z,] )[A-Z][\w'-]+(?: [A-Z][\w'-]+)*|\b\d[\d,.]*\d\b")
+VERBS = {"is": "is not", "was": "was not", "are": "are not", "were": "were not", "can": "cannot",
           "has": "has never", "had": "had never",
           "did": "did not", "will": "will not", "not": ""}  # fmt: skip
 
@@ -130,7 +130,7 @@ def made_from_squad(data: Path, chance: random.Random) -> list[Judged]:
         by_title[row["id"].rpartition("#")[0]].append(row["text"])
     found = []
     for title, paragraphs in by_title.items():
-        names = [m[0] for text in paragraphs for m in _NAME.finditer(text)]
+        names = [m[0] for text in paragraphs for m in NAME.finditer(text)]
         for paragraph in paragraphs:
             sentences = [paragraph[a:b] for a, b in split_sentences(paragraph) if b - a > 40]
             other = chance.choice(paragraphs)
@@ -146,16 +146,16 @@ def _changed(
 ) -> tuple[str, tuple[tuple[int, int], ...]]:
     kind = chance.random()
     if kind < 0.4:
-        return (_shorter(sentence) if chance.random() < 0.7 else sentence), ()
+        return (shorter(sentence) if chance.random() < 0.7 else sentence), ()
     if kind < 0.5 and foreign:
         text = chance.choice(foreign)
         return text, ((0, len(text)),)
-    if kind < 0.65 and (verbs := [m for m in re.finditer(r"\b\w+\b", sentence) if m[0] in _VERBS]):
+    if kind < 0.65 and (verbs := [m for m in re.finditer(r"\b\w+\b", sentence) if m[0] in VERBS]):
         verb = chance.choice(verbs)
-        new = _VERBS[verb[0]]
+        new = VERBS[verb[0]]
         text = sentence[: verb.start()] + new + sentence[verb.end() :]
         return text, ((verb.start(), verb.start() + max(1, len(new))),)
-    if places := list(_NAME.finditer(sentence)):
+    if places := list(NAME.finditer(sentence)):
         old = chance.choice(places)
         pool = [n for n in names if n[0].isdigit() == old[0][0].isdigit() and n not in sentence]
         if pool:
@@ -165,7 +165,7 @@ def _changed(
     return sentence, ()
 
 
-def _shorter(sentence: str) -> str:
+def shorter(sentence: str) -> str:
     """Without what stands in brackets and without its last clause: still true, no longer verbatim."""
     text = re.sub(r" ?\([^)]*\)", "", sentence)
     head, comma, _ = text.rpartition(", ")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rag.support import SUPPORT_THRESHOLD, claims, support
+from rag.support import READ_THRESHOLD, claims, support
 
 
 def faithfulness(answer: str, contexts: Sequence[str]) -> float | None:
@@ -10,4 +10,4 @@ def faithfulness(answer: str, contexts: Sequence[str]) -> float | None:
     made = claims(answer)
     if not made:
         return None
-    return sum(score >= SUPPORT_THRESHOLD for score in support(made, contexts)) / len(made)
+    return sum(score >= READ_THRESHOLD for score in support(made, contexts, read=True)) / len(made)

@@ -17,7 +17,7 @@ from knowledge_base.release import DOCUMENTS_PREFIX, Release
 from knowledge_base.values import canonical_json, fingerprint_id
 from rag.answer import Answer, Context
 from rag.engine import Engine
-from rag.support import JUDGE
+from rag.support import GROUNDING
 
 _ASKED_AT_ONCE = 4
 """Questions that wait for a language model at one time."""
@@ -171,7 +171,7 @@ def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> 
         "prompts": release.prompt_hash,
         "embedder": release.manifest.embedder,
         "language": retrieval.language,
-        "grounding": JUDGE,
+        "grounding": GROUNDING,
         # Further queries are a model's own: which passages they find is known only by asking.
         "release": release.answers_digest if retrieval.queries > 1 else "",
     }

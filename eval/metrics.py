@@ -20,7 +20,7 @@ from knowledge_base.prompts import parse_prompt
 from knowledge_base.release import JUDGE_PROMPT, Release
 from knowledge_base.values import canonical_json
 from rag.answer import Answer, Citation, Context
-from rag.support import JUDGE, SUPPORT_THRESHOLD
+from rag.support import JUDGE, READ_THRESHOLD
 
 if TYPE_CHECKING:
     from eval.ragas_judge import ChatJudge
@@ -59,7 +59,7 @@ def judge_fingerprint(release: Release) -> str:
     parts["prompt"] = release.prompts.get(JUDGE_PROMPT, "")
     if settings.model == OFFLINE:
         parts["prompt"] = ""
-        parts["judge"] = [JUDGE, SUPPORT_THRESHOLD]
+        parts["judge"] = [JUDGE, READ_THRESHOLD]
     return sha256_hex(canonical_json(parts))[:16]
 
 

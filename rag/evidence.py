@@ -45,8 +45,8 @@ FEATURES = (
     "verbatim",
 )
 _WINDOW = 3
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
-_STEMMER = Stemmer.Stemmer("english")
+TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
+STEMMER = Stemmer.Stemmer("english")
 # Numbers that name a list item or a passage say nothing about the world.
 _ORDINALS = re.compile(
     r"^\s*\(?\d{1,2}[.):]\s+"
@@ -70,7 +70,7 @@ READER = re.compile(
     r"|:\s*$",
     re.IGNORECASE,
 )
-_COMMON = frozenset(
+COMMON = frozenset(
     """
     a about after all also an and any are as at be because been before being both but by can could did do does
     for from had has have he her his how however i if in into is it its may more most must of on one or other
@@ -78,7 +78,7 @@ _COMMON = frozenset(
     use used was we were what when where which while who will with would you your
     """.split()  # noqa: SIM905 - a list of quoted words is no easier to read
 )
-_DIGITS = {
+DIGITS = {
     word: str(number)
     for number, word in enumerate(
         "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
@@ -91,15 +91,15 @@ class Words:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.raw = _TOKEN.findall(_ORDINALS.sub(" ", text))
-        lower = [_DIGITS.get(word, word) for word in map(str.lower, self.raw)]
+        self.raw = TOKEN.findall(_ORDINALS.sub(" ", text))
+        lower = [DIGITS.get(word, word) for word in map(str.lower, self.raw)]
         self.lower = [word.replace(",", "") if word[0].isdigit() else word for word in lower]
-        self.stems: list[str] = _STEMMER.stemWords(self.lower)
+        self.stems: list[str] = STEMMER.stemWords(self.lower)
 
     @cached_property
     def content(self) -> list[str]:
         """Stems of the words that carry meaning; all of them when none does."""
-        found = [stem for stem, word in zip(self.stems, self.lower, strict=True) if word not in _COMMON]
+        found = [stem for stem, word in zip(self.stems, self.lower, strict=True) if word not in COMMON]
         return found or self.stems
 
     @cached_property

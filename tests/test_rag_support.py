@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knowledge_base.errors import EmbedderError
 from knowledge_base.sentences import split_sentences
-from rag.support import JUDGE, SUPPORT_THRESHOLD, support
+from rag.evidence import Evidence, Words
+from rag.support import GROUNDING, JUDGE, READ_THRESHOLD, SUPPORT_THRESHOLD, support
+from rag.support_reader import PIECE, base_weights, read_claims, unsupported
 
 WARSAW = (
     "Warsaw is the capital of Poland. It lies on the Vistula, about 260 kilometres from the Baltic Sea. "
@@ -75,9 +78,60 @@ def test_every_process_gives_the_same_score() -> None:
     assert len(runs) == 1
 
 
-def test_the_judge_is_named_after_the_weights_that_are_shipped() -> None:
+def test_the_judges_are_named_after_the_weights_that_are_shipped() -> None:
     models = resources.files("rag") / "models"
     facts = json.loads((models / "support.json").read_text())
-    digest = hashlib.sha256((models / "support.onnx").read_bytes()).hexdigest()
-    assert facts["trees"] == digest
-    assert digest[:12] in JUDGE
+    trees = hashlib.sha256((models / "support.onnx").read_bytes()).hexdigest()
+    adapter = hashlib.sha256((models / "support_reader.safetensors").read_bytes()).hexdigest()
+    base = hashlib.sha256(base_weights().read_bytes()).hexdigest()
+    assert (facts["trees"], facts["read"]["adapter"], facts["read"]["base"]) == (trees, adapter, base)
+    assert trees[:12] in GROUNDING
+    assert hashlib.sha256((trees + adapter + base).encode()).hexdigest()[:12] in JUDGE
+
+
+@pytest.mark.parametrize(
+    ("passage", "right", "wrong"),
+    ROLES + NEGATIONS,
+    ids=lambda text: text[:20],
+)
+def test_the_reader_catches_what_counting_lets_pass(passage: str, right: str, wrong: str) -> None:
+    assert support([wrong], [passage])[0] >= SUPPORT_THRESHOLD
+    assert support([wrong], [passage], read=True)[0] < READ_THRESHOLD
+    assert support([right], [passage], read=True)[0] >= READ_THRESHOLD
+
+
+@given(made=st.lists(TEXTS, max_size=4), contexts=st.lists(TEXTS, max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_the_reader_judges_any_text_and_the_same_each_time(made: list[str], contexts: list[str]) -> None:
+    scores = support(made, contexts, read=True)
+    assert len(scores) == len(made)
+    assert all(0 <= score <= 1 for score in scores)
+    assert scores == support(made, contexts, read=True)
+
+
+def test_the_reader_finds_the_passage_among_more_text_than_it_can_read() -> None:
+    noise = [f"Route {n} of the city's buses calls at {n + 3} stops and carries goods too." for n in range(80)]
+    right, wrong = "Warsaw lies on the river Vistula.", "Warsaw lies on the river Danube, in Hungary."
+    low, high = (support([claim], [" ".join(noise), WARSAW], read=True)[0] for claim in (wrong, right))
+    assert low < READ_THRESHOLD <= high
+
+
+def test_an_answer_longer_than_the_reader_can_hold_is_judged_to_its_end() -> None:
+    right = [f"Warsaw, Poland's capital, is one of {n} towns that lie on the Vistula." for n in range(2, 40)]
+    scores = support([*right, "The Danube was frozen in 1918 and drowned the whole of Cracow."], [WARSAW], read=True)
+    assert len(scores) == len(right) + 1
+    assert scores[-1] < READ_THRESHOLD
+
+
+def test_a_reader_on_another_base_model_says_so() -> None:
+    with pytest.raises(EmbedderError, match="other weights"):
+        unsupported([Words("Warsaw is large.")], Evidence.of([WARSAW]), [WARSAW], "0" * 64)
+
+
+def test_every_claim_of_a_long_answer_is_read_whole_in_one_piece() -> None:
+    made = [f"Warsaw is one of {n} towns that lie on the river Vistula in Poland." for n in range(2, 24)]
+    pieces = read_claims(made, Evidence.of([WARSAW]))
+    assert len(pieces) > 1
+    found = [n for piece in pieces for n in dict.fromkeys(piece.claims) if n >= 0]
+    assert found == list(range(len(made)))
+    assert all(len(piece.tokens) == len(piece.claims) == len(piece.places) <= PIECE for piece in pieces)

@@ -1,8 +1,8 @@
-"""Train the judge's boosted trees on counted features, and calibrate the judge.
+"""Train the judge's boosted trees on counted features, weigh the reader against them, and calibrate both.
 
     python -m benchmarks.training.judge_trees --output rag/models
 
-Needs lightgbm (development only): the trees are written as ONNX.
+After benchmarks.training.judge_reader. Needs lightgbm (development only): the trees are written as ONNX.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from benchmarks import judge_data
 from benchmarks.common import data_folder
 from benchmarks.judge_data import Judged
+from benchmarks.training.judge_answers import fold as part
 from knowledge_base.documents import sha256_hex
 from rag.evidence import FEATURES, Evidence, Words, features
+from rag.support_reader import WEIGHTS, base_weights, unsupported
 
 # A claim that shares more with its contexts is never less supported: what keeps the trees sane on new data.
 _LESS = ("covered_by_window", "covered_by_sentence", "covered_by_all", "pairs_covered", "triples_covered",
@@ -163,12 +165,33 @@ def best_threshold(flawed: NDArray[np.bool_], worst: NDArray[np.float64]) -> flo
     return max((float(t) for t in np.arange(0.02, 0.99, 0.01)), key=f1)
 
 
+def calibrated(
+    scores: NDArray[np.float64], y: NDArray[np.float64], judged: Sequence[Judged]
+) -> tuple[list[float], float, float]:
+    """Weights of the scores (rows, scores), shift, and threshold on the answers of RAGTruth."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=1e6).fit(scores, y)
+    weights, shift = [float(w) for w in fitted.coef_[0]], float(fitted.intercept_[0])
+    supported = 1 / (1 + np.exp(scores @ np.array(weights) + shift))
+    ends = np.cumsum([len(j.claims) for j in judged])
+    worst = np.array([part.min() for part in np.split(supported, ends[:-1])])
+    own = np.array([j.source == "ragtruth" for j in judged])
+    flawed = np.array([not all(j.supported) for j in judged])
+    return weights, shift, best_threshold(flawed[own], worst[own])
+
+
+def read(judged: Sequence[Judged], base: str) -> NDArray[np.float64]:
+    """The reader's log-odds of each claim, as it is shipped."""
+    return np.concatenate([
+        unsupported([Words(c) for c in j.claims], Evidence.of(j.contexts), j.contexts, base) for j in judged
+    ]).astype(np.float64)  # fmt: skip
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--output", type=Path, required=True)
     options = arguments.parse_args()
-    from sklearn.linear_model import LogisticRegression
-
     data = data_folder()
     marked = judge_data.ragtruth(data) + judge_data.scifact(data) + judge_data.clapnq(data)
     marked = [j for j in marked if not j.held_out]
@@ -176,21 +199,28 @@ def main() -> None:
     extra += judge_data.crossed([j for j in marked if j.source == "ragtruth"])
     table, more = Table.of(marked), Table.of(extra)
     raw = unseen(table, more)
-    fitted = LogisticRegression(C=1e6).fit(raw[:, None], table.y)
-    slope, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-    supported = 1 / (1 + np.exp(slope * raw + shift))
-    ends = np.cumsum([len(j.claims) for j in marked])
-    worst = np.array([part.min() for part in np.split(supported, ends[:-1])])
-    own = np.array([j.source == "ragtruth" for j in marked])
-    flawed = np.array([not all(j.supported) for j in marked])
+    (slope,), shift, threshold = calibrated(raw[:, None], table.y, marked)
     trees = to_onnx(fit(table, more, np.ones(len(table.y), bool)))
-    options.output.mkdir(exist_ok=True)
     (options.output / "support.onnx").write_bytes(trees)
+    # Neither trees nor reader was trained on these questions.
+    unread = [j for j in marked if part(j.question) == 0]
+    rows = np.repeat([part(j.question) == 0 for j in marked], [len(j.claims) for j in marked])
+    base = hashlib.sha256(base_weights().read_bytes()).hexdigest()
+    both = np.stack([raw[rows], read(unread, base)], axis=1)
+    (trees_weight, reader_weight), both_shift, both_threshold = calibrated(both, table.y[rows], unread)
     facts = {
         "trees": hashlib.sha256(trees).hexdigest(),
         "slope": round(slope, 4),
         "shift": round(shift, 4),
-        "threshold": round(best_threshold(flawed[own], worst[own]), 2),
+        "threshold": round(threshold, 2),
+        "read": {
+            "adapter": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(),
+            "base": base,
+            "trees": round(trees_weight, 4),
+            "reader": round(reader_weight, 4),
+            "shift": round(both_shift, 4),
+            "threshold": round(both_threshold, 2),
+        },
     }
     (options.output / "support.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(facts, f"{len(trees)} bytes")
