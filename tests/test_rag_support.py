@@ -91,8 +91,21 @@ def test_the_judges_are_named_after_the_weights_that_are_shipped() -> None:
 
 @pytest.mark.parametrize(
     ("passage", "right", "wrong"),
-    ROLES + NEGATIONS,
-    ids=lambda text: text[:20],
+    [
+        (WARSAW, "Poland's capital is Warsaw.", "Berlin is the capital of Poland."),
+        (
+            WARSAW,
+            "Since 1980 the old town of Warsaw has been a World Heritage site.",
+            "Cracow is the capital of Poland, and the old town has been a World Heritage site since 1980.",
+        ),
+        (
+            "The vaccine must be stored in the refrigerator between 2 and 8 degrees. "
+            "Frozen doses are thrown away.",
+            "The vaccine is stored between 2 and 8 degrees in a refrigerator.",
+            "The vaccine cannot be stored in the refrigerator, and frozen doses are thrown away.",
+        ),
+    ],
+    ids=["another name", "another name in a true sentence", "negated"],
 )
 def test_the_reader_catches_what_counting_lets_pass(passage: str, right: str, wrong: str) -> None:
     assert support([wrong], [passage])[0] >= SUPPORT_THRESHOLD
@@ -110,15 +123,19 @@ def test_the_reader_judges_any_text_and_the_same_each_time(made: list[str], cont
 
 
 def test_the_reader_finds_the_passage_among_more_text_than_it_can_read() -> None:
-    noise = [f"Route {n} of the city's buses calls at {n + 3} stops and carries goods too." for n in range(80)]
-    right, wrong = "Warsaw lies on the river Vistula.", "Warsaw lies on the river Danube, in Hungary."
-    low, high = (support([claim], [" ".join(noise), WARSAW], read=True)[0] for claim in (wrong, right))
-    assert low < READ_THRESHOLD <= high
+    noise = [
+        f"Route {n} of the city's buses calls at {n + 3} stops and carries goods too." for n in range(80)
+    ]
+    claim = "Since 1980 the old town of Warsaw has been a World Heritage site."
+    assert support([claim], [" ".join(noise), WARSAW], read=True)[0] >= READ_THRESHOLD
+    assert support([claim], [" ".join(noise)], read=True)[0] < READ_THRESHOLD
 
 
 def test_an_answer_longer_than_the_reader_can_hold_is_judged_to_its_end() -> None:
     right = [f"Warsaw, Poland's capital, is one of {n} towns that lie on the Vistula." for n in range(2, 40)]
-    scores = support([*right, "The Danube was frozen in 1918 and drowned the whole of Cracow."], [WARSAW], read=True)
+    scores = support(
+        [*right, "The Danube was frozen in 1918 and drowned the whole of Cracow."], [WARSAW], read=True
+    )
     assert len(scores) == len(right) + 1
     assert scores[-1] < READ_THRESHOLD
 
