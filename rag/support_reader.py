@@ -1,11 +1,11 @@
 """Reads an answer beside its contexts: what counting cannot see of a claim's support.
 
 all-MiniLM-L6-v2 with low-rank changes to its weights (LoRA, Hu et al. 2021), which are all that is shipped.
-Claims look at the contexts and at each other, contexts only at themselves. In place of BERT's two token types
+Claims look at the contexts, contexts only at themselves. In place of BERT's two token types
 stand KINDS, which say what exact matching knows about a word. Trained by benchmarks/training/judge_reader.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ SCALE = 2.0
 _CLS, _SEP = 101, 102
 _SENTENCE = 128
 _BEST = 8
-_PIECES = 4
+_AT_ONCE = 400
 _EPSILON = 1e-12
 Floats = NDArray[np.float32]
 Token = tuple[int, int]
@@ -159,17 +159,29 @@ def unsupported(
     Raises:
         EmbedderError: The base model's weights do not have the SHA-256 `base_hash`.
     """
-    model, base = _opened(base_hash)
+    model, weights = _opened(base_hash)
     read = read_contexts(evidence, claims, contexts)
-    pieces = read_claims([claim.text for claim in claims], evidence)
+    # Each claim by itself: read together, what is true beside an invention is taken for one.
+    pieces = {i: piece for i, claim in enumerate(claims) for piece in read_claims([claim.text], evidence)}
     found = np.zeros(len(claims), np.float32)
-    for start in range(0, len(pieces), _PIECES):
-        together = pieces[start : start + _PIECES]
-        vectors = _run(model, base, read, together)
-        numbers = np.concatenate([piece.claims for piece in together])
-        for number in np.unique(numbers[numbers >= 0]):
-            found[number] = _judged(base, vectors[numbers == number])
+    for group in _groups(pieces):
+        vectors = _run(model, weights, read, [pieces[number] for number in group])
+        ends = np.cumsum([len(pieces[number].tokens) for number in group])
+        for number, own in zip(group, np.split(vectors, ends[:-1]), strict=True):
+            found[number] = _judged(weights, own[:-1])
     return found
+
+
+def _groups(pieces: Mapping[int, Piece]) -> Iterator[list[int]]:
+    """Numbers of the claims that go through the model at one time."""
+    group: list[int] = []
+    for number, piece in pieces.items():
+        if group and sum(len(pieces[i].tokens) for i in group) + len(piece.tokens) > _AT_ONCE:
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
 
 
 def _judged(weights: Mapping[str, Floats], vectors: Floats) -> float:
@@ -224,7 +236,6 @@ def _merged(base: Mapping[str, Floats], trained: Mapping[str, Floats]) -> dict[s
     """The encoder's weights with the low-rank changes in them."""
     merged = {name: value for name, value in trained.items() if name.endswith((".weight", ".bias"))}
     for name in (name.removesuffix(".a") for name in trained if name.endswith(".a")):
-        merged[f"{name}.weight"] = (
-            base[f"{name}.weight"] + SCALE * trained[f"{name}.b"] @ trained[f"{name}.a"]
-        )
+        change = np.float32(SCALE) * trained[f"{name}.b"] @ trained[f"{name}.a"]
+        merged[f"{name}.weight"] = (base[f"{name}.weight"] + change).astype(np.float32)
     return merged

@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.common import data_folder
 from benchmarks.training.adapter import Reader
 from benchmarks.training.judge_answers import Maker, Pack, Run, fold, marked, packs
+from rag.support_graph import LINEAR, NORMS
 from rag.support_reader import CONTEXT
 
 ROUNDS = 3
@@ -123,12 +124,7 @@ def train(data: Path) -> Reader:
     maker = Maker(packed["ragtruth"], sets["ragtruth"], random.Random(0))
     packed = {name: [p for p in some if fold(p.question)] for name, some in packed.items()}
     others = packed["scifact"] + packed["made"] + packed["clapnq"]
-    reader = Reader()
-    large = [p for p in reader.parameters() if p.ndim > 1]
-    small = [p for p in reader.parameters() if p.ndim <= 1]
-    groups = [{"params": large, "weight_decay": 0.01}, {"params": small, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(0.9, 0.98))
-    step, steps, started = 0, 0, time.time()
+    training = _Training(Reader())
     for number in range(ROUNDS):
         read = [
             Pack(p.contexts, p.read, p.runs + maker.runs(p.contexts), p.question) for p in packed["ragtruth"]
@@ -136,32 +132,46 @@ def train(data: Path) -> Reader:
         some = [pack for i, pack in enumerate(others) if (i + number) % _OTHERS == 0]
         todo = batches(read, chance) + batches(some, chance)
         chance.shuffle(todo)
-        steps = steps or ROUNDS * len(todo)
-        sums = np.zeros(2)
+        training.steps = training.steps or ROUNDS * len(todo)
+        sums, started = np.zeros(2), time.time()
         for done, batch in enumerate(todo, start=1):
-            rate = min(1, (step + 1) / (_WARM_UP * steps)) * (
-                0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = _RATE * rate
-            token, claim = Batch.of(batch).losses(reader)
-            optimizer.zero_grad()
-            (token + claim).backward()
-            torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            sums += token.item(), claim.item()
+            sums += training.step(Batch.of(batch))
             if done % 20 == 0 or done == len(todo):
-                token_loss, claim_loss = sums / done
-                print(f"round {number} {done}/{len(todo)}: loss of a token {token_loss:.4f}, "
-                      f"of a claim {claim_loss:.4f}, {time.time() - started:.0f} s", flush=True)  # fmt: skip
-    return reader
+                token, claim = sums / done
+                print(f"round {number} {done}/{len(todo)}: loss of a token {token:.4f}, "
+                      f"of a claim {claim:.4f}, {time.time() - started:.0f} s", flush=True)  # fmt: skip
+    return training.reader
+
+
+class _Training:
+    """AdamW; the rate climbs for a little, then falls like a cosine."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.steps = self._done = 0
+        groups = [
+            {"params": [p for p in reader.parameters() if p.ndim > 1], "weight_decay": 0.01},
+            {"params": [p for p in reader.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(0.9, 0.98))
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """Learn from one batch; the mean losses of its tokens and claims."""
+        warm = min(1, (self._done + 1) / (_WARM_UP * self.steps))
+        cold = 0.5 + 0.5 * math.cos(math.pi * min(1, self._done / self.steps))
+        for group in self._optimizer.param_groups:
+            group["lr"] = _RATE * (warm * cold)
+        token, claim = batch.losses(self.reader)
+        self._optimizer.zero_grad()
+        (token + claim).backward()
+        torch.nn.utils.clip_grad_norm_(self.reader.parameters(), 1.0)
+        self._optimizer.step()
+        self._done += 1
+        return token.item(), claim.item()
 
 
 def save(reader: Reader, path: Path) -> None:
     """What was trained, as float16."""
-    from rag.support_graph import LINEAR, NORMS
-
     parts: dict[str, Tensor] = {"kinds": reader.kinds, "mix": reader.mix}
     for name, module in (("norm", reader.norm), ("token", reader.token), ("claim", reader.claim)):
         parts |= {f"{name}.{key}": value for key, value in module.named_parameters()}
