@@ -27,10 +27,8 @@ _READ = _FACTS["read"]
 
 GROUNDING = f"trees-1 {_FACTS['trees'][:12]}"
 """Name of the trees and hash of their weights."""
-JUDGE = "reader-1 " + hashlib.sha256(
-    "".join([_FACTS["trees"], _READ["adapter"], _READ["base"]]).encode()
-).hexdigest()[:12]  # fmt: skip
-"""Name of trees and reader and hash of all their weights: scores of different judges are never compared."""
+JUDGE = f"reader-1 {hashlib.sha256(json.dumps(_FACTS).encode()).hexdigest()[:12]}"
+"""Name of trees and reader, and hash of all their weights: scores of different judges are never compared."""
 SUPPORT_THRESHOLD: float = _FACTS["threshold"]
 """A claim with less support by the trees is unsupported; chosen on questions kept out of the training."""
 READ_THRESHOLD: float = _READ["threshold"]

@@ -86,7 +86,7 @@ def test_the_judges_are_named_after_the_weights_that_are_shipped() -> None:
     base = hashlib.sha256(base_weights().read_bytes()).hexdigest()
     assert (facts["trees"], facts["read"]["adapter"], facts["read"]["base"]) == (trees, adapter, base)
     assert trees[:12] in GROUNDING
-    assert hashlib.sha256((trees + adapter + base).encode()).hexdigest()[:12] in JUDGE
+    assert hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12] in JUDGE
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,12 @@ def test_the_reader_finds_the_passage_among_more_text_than_it_can_read() -> None
     claim = "Since 1980 the old town of Warsaw has been a World Heritage site."
     assert support([claim], [" ".join(noise), WARSAW], read=True)[0] >= READ_THRESHOLD
     assert support([claim], [" ".join(noise)], read=True)[0] < READ_THRESHOLD
+
+
+def test_an_invention_does_not_count_against_the_claim_beside_it() -> None:
+    claims = ["Poland's capital is Warsaw.", "Elephants paint houses on Tuesdays."]
+    right, wrong = support(claims, [WARSAW], read=True)
+    assert wrong < READ_THRESHOLD <= right
 
 
 def test_an_answer_longer_than_the_reader_can_hold_is_judged_to_its_end() -> None:
