@@ -89,6 +89,6 @@ def ended(client: httpx.Client, page: httpx.Response) -> httpx.Response:
     latest = time.monotonic() + 300
     while "How far is it now?" in page.text:
         assert time.monotonic() < latest, page.text
-        time.sleep(0.1)
+        time.sleep(0.5)
         page = client.get(page.url)
     return page
