@@ -1,9 +1,10 @@
 """Answered and abstained, by threshold: questions that the documents answer, and questions they do not.
 
 The documents are the SQuAD paragraphs alone. Every question is answered once with `min_support` 0; a
-threshold then leaves what the answer's best sentence supports at least so well. "Unanswerable" rows are
-SQuAD 2.0 questions on the paragraphs' own topics that they do not answer: the hard kind. AUROC is the chance
-that an answerable question has more support than one that is not.
+threshold then leaves what the answer's best sentence supports at least so well. The questions are on
+articles that the score was not trained on. "Unanswerable" rows are SQuAD 2.0 questions on the paragraphs' own
+topics that they do not answer: the hard kind; foreign ones are those questions of CLAP NQ that are kept for
+tests. AUROC is the chance that an answerable question has more support than one that is not.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.answerability_data import Question, clapnq, held_out, squad
 from benchmarks.common import auroc, data_folder, models_folder, parser, read_jsonl, scratch, show
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import SourceFile, Sources
@@ -26,12 +28,24 @@ def build(folder: Path, paragraphs: Sequence[str]) -> Engine:
     """An engine over the paragraphs that answers whatever the support."""
     knowledge_base = KnowledgeBase.create(folder, models_folder())
     settings = folder / "plumbline.toml"
-    settings.write_text(settings.read_text().replace("min_support = 0.4", "min_support = 0.0"))
+    settings.write_text(settings.read_text().replace("min_support = 0.5", "min_support = 0.0"))
     files = tuple(
         SourceFile(f"{number:06d}.md", content=text.encode()) for number, text in enumerate(paragraphs)
     )
     ingest(knowledge_base, Sources(files), IngestOptions())
     return Engine.open(knowledge_base)
+
+
+def questions(data: Path, count: int) -> tuple[list[Question], list[Question], list[Question]]:
+    """At most `count` answerable, unanswerable and foreign questions, none of them trained on."""
+    own = [q for q in squad(data) if q.source == "squad2" and held_out(q)]
+    kinds = (
+        [q for q in own if q.gold],
+        [q for q in own if not q.gold],
+        [q for q in clapnq(data) if held_out(q)],
+    )
+    answerable, hard, foreign = (kind[:: max(1, len(kind) // count)][:count] for kind in kinds)
+    return answerable, hard, foreign
 
 
 def ask(engine: Engine, questions: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[float, bool]]:
@@ -95,35 +109,44 @@ def plot(path: Path, known: list[tuple[float, bool]], unknown: dict[str, list[tu
     figure.savefig(path, metadata={"Date": None})
 
 
+def measure(count: int) -> dict[str, list[tuple[float, bool]]]:
+    """(support, rightness) of at most `count` questions of each kind; the first kind can be answered."""
+    data = data_folder()
+    paragraphs = [row["text"] for row in read_jsonl(data / "squad" / "dev-v2.0.paragraphs.jsonl")]
+    answerable, hard, foreign = questions(data, count)
+    with scratch() as name:
+        engine = build(Path(name), paragraphs)
+        results = {
+            "answerable": ask(engine, [(q.question, q.gold) for q in answerable]),
+            "on the topic": ask(engine, [(q.question, ()) for q in hard]),
+            "foreign": ask(engine, [(q.question, ()) for q in foreign]),
+        }
+        engine.close()
+    return results
+
+
+def separations(results: dict[str, list[tuple[float, bool]]]) -> dict[str, float]:
+    """AUROC against each kind of unanswerable question."""
+    known, *unknown = results.items()
+    return {name: separation(known[1], rows) for name, rows in unknown}
+
+
 def main() -> None:
     """Print the trade-off."""
     made = parser(__doc__ or "")
-    made.add_argument("--questions", type=int, default=250)
+    made.add_argument("--questions", type=int, default=1000, help="of each kind, at most")
     made.add_argument("--plot", type=Path, help="write the curve to this SVG or PNG")
     arguments = made.parse_args()
-    data = data_folder()
-    paragraphs = {row["id"]: row["text"] for row in read_jsonl(data / "squad" / "dev-v2.0.paragraphs.jsonl")}
-    rows = read_jsonl(data / "squad" / "dev-v2.0.questions.jsonl")
-    step = max(1, len(rows) // (2 * arguments.questions))
-    answerable = [row for row in rows[::step] if row["answers"]][: arguments.questions]
-    hard = [row for row in rows[::step] if not row["answers"]][: arguments.questions]
-    foreign = read_jsonl(data / "clapnq" / "dev_A.jsonl")[: arguments.questions]
-    with scratch() as name:
-        engine = build(Path(name), list(paragraphs.values()))
-        known = ask(engine, [(row["question"], row["answers"]) for row in answerable])
-        unknown = {
-            "on the topic": ask(engine, [(row["question"], ()) for row in hard]),
-            "foreign": ask(engine, [(row["question"], ()) for row in foreign]),
-        }
-        engine.close()
-    table = curve(known, *unknown.values())
-    separated = {name: separation(known, rows) for name, rows in unknown.items()}
+    results = measure(arguments.questions)
+    counts = {name: len(rows) for name, rows in results.items()}
+    table, separated = curve(*results.values()), separations(results)
     if arguments.plot:
-        plot(arguments.plot, known, unknown)
+        known, *unknown = results.items()
+        plot(arguments.plot, known[1], dict(unknown))
     if arguments.json:
-        print(json.dumps({"questions": arguments.questions, "curve": table, "auroc": separated}))
+        print(json.dumps({"questions": counts, "curve": table, "auroc": separated}))
         return
-    show("Share of questions", tuple(table[0]), [tuple(row.values()) for row in table])
+    show(f"Share of questions ({counts})", tuple(table[0]), [tuple(row.values()) for row in table])
     show("Support tells answerable from", ("unanswerable questions", "AUROC"), list(separated.items()))
 
 

@@ -4,7 +4,8 @@ The same questions, chunks and embedder for all: a LangChain retriever over Chro
 LlamaIndex query engine over Chroma, and Plumbline with its default settings. recall@5, MRR@10 and nDCG@10
 count documents. Only Plumbline answers without a language model; of its answers the table gives how often
 the first quoted sentence holds the gold answer (SQuAD) or lies in the annotated sentences (CLAP NQ), and the
-share of citations that verify.
+share of citations that verify. With SQuAD among the tasks, how well its score tells questions that can be
+answered from those that cannot (benchmarks/abstention.py).
 
 `--parts` measures Plumbline without and with each part of retrieval that needs no language model. "Flooded"
 is SQuAD with two near copies of every paragraph: there every copy of the right paragraph counts as right,
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import abstention
 from benchmarks.common import data_folder, parser, read_jsonl, scratch, show
 from benchmarks.retrieval import DEPTH, TASKS, Task, build, score, squad
 from eval.metrics import citation_validity
@@ -257,7 +259,11 @@ def main() -> None:
     if arguments.parts:
         results = parts(arguments.questions)
     else:
-        results = compare(arguments.tasks.split(","), arguments.questions)
+        tasks = arguments.tasks.split(",")
+        results = compare(tasks, arguments.questions)
+        if "squad" in tasks:
+            measured = abstention.measure(arguments.questions // 2)
+            results["abstention, AUROC"] = {"Plumbline": abstention.separations(measured)}
     if arguments.json:
         print(json.dumps(results))
         return

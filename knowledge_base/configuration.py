@@ -91,7 +91,7 @@ class AnswerSettings(ModelSettings):
     grounding: Literal["strict", "flag", "off"] = "strict"
     context_tokens: int = Field(default=3000, ge=100, le=200_000)
     max_sentences: int = Field(default=3, ge=1, le=20)
-    min_support: float = Field(default=0.4, ge=0, le=1)
+    min_support: float = Field(default=0.5, ge=0, le=1)
 
     @field_validator("fallbacks", mode="before")
     @classmethod

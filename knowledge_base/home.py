@@ -74,7 +74,7 @@ model = "extractive"           # quotes the best sentences; or a language model:
 fallbacks = []                 # asked in turn when the model fails: ["ollama:NAME", "extractive"]
 grounding = "strict"           # an unsupported sentence is dropped; "flag" marks it, "off" lets it pass
 max_sentences = 3
-min_support = 0.4              # below it the answer abstains
+min_support = 0.5              # below it the answer abstains
 """
 
 

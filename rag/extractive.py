@@ -1,8 +1,8 @@
 """The answerer without a language model: it quotes the sentences that answer, or abstains.
 
-A sentence is scored by what it shares with the question: the share of the question's terms it holds,
-weighted by how rare each is in the retrieved passages, and the cosine of the two vectors. No word is
-ever written that does not stand in a document.
+Sentences are found by what they share with the question: its terms, weighted by how rare each is in the
+retrieved passages, and the cosine of the two vectors. A trained score then tells which of the nearest
+answers, if any (rag/answerability.py). No word is ever written that does not stand in a document.
 """
 
 import math
@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from knowledge_base.embedders import Embedder
 from knowledge_base.lexical import Analyzer
 from knowledge_base.orders import is_order
 from rag.answer import Context
+from rag.answerability import Candidate, answering
 from rag.quotable import Quotable, quotables
 
 _WORDS = re.compile(r"[^\W\d_]{2,}")
@@ -29,6 +28,7 @@ _QUESTION_WORDS = frozenset(
 )
 _PASSAGES_READ = 5
 _SENTENCES_EMBEDDED = 24
+_SENTENCES_JUDGED = 8
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,43 @@ def find_support(
     question: str, contexts: Sequence[Context], embedder: Embedder, language: str
 ) -> list[Sentence]:
     """Sentences of the passages with how well each supports an answer (0 to 1), best first."""
+    found = candidates(question, contexts, embedder, language)
+    passages = [context.text for context in contexts[:_PASSAGES_READ]]
+    supports = answering(question, [candidate for _, _, candidate in found], passages)
+    scored = [
+        _sentence(context, part, support) for (context, part, _), support in zip(found, supports, strict=True)
+    ]
+    return sorted(scored, key=lambda s: (-s.support, -s.context.score, s.context.path, s.start))
+
+
+def candidates(
+    question: str, contexts: Sequence[Context], embedder: Embedder, language: str
+) -> list[tuple[Context, Quotable, Candidate]]:
+    """The sentences nearest to the question by words and vectors, nearest first."""
     analyzer = Analyzer(language)
     found = [
-        (context, part)
-        for context in contexts[:_PASSAGES_READ]
+        (number, context, part)
+        for number, context in enumerate(contexts[:_PASSAGES_READ])
         for part in quotables(context)
         if not is_order(context.text[part.start : part.end])
     ]
     if not found:
         return []
     asked = _question_terms(question, analyzer)
-    terms = [Counter(analyzer.terms(part.searched)) for _, part in found]
+    terms = [Counter(analyzer.terms(part.searched)) for _, _, part in found]
     weights = _rarity(asked, terms)
     overlap = [sum(weights[t] for t in asked if t in counts) for counts in terms]
     # A cosine costs milliseconds, so only the lexically promising sentences get one.
-    order = sorted(range(len(found)), key=lambda i: (-overlap[i], -found[i][0].score, i))
-    chosen = order[:_SENTENCES_EMBEDDED]
-    vectors = embedder.embed_documents([found[i][1].searched for i in chosen])
-    cosines = vectors @ embedder.embed_query(question)
-    scored = [
-        _sentence(*found[i], _support(overlap[i], cosine)) for i, cosine in zip(chosen, cosines, strict=True)
+    order = sorted(range(len(found)), key=lambda i: (-overlap[i], -found[i][1].score, i))
+    chosen = [found[i] for i in order[:_SENTENCES_EMBEDDED]]
+    vectors = embedder.embed_documents([part.searched for _, _, part in chosen])
+    cosines = (vectors @ embedder.embed_query(question)).tolist()
+    made = [
+        (context, part, Candidate(part.searched, number, overlap[i], cosine, context.score, part.weight))
+        for i, (number, context, part), cosine in zip(order, chosen, cosines, strict=False)
     ]
-    return sorted(scored, key=lambda s: (-s.support, -s.context.score, s.context.path, s.start))
+    made.sort(key=lambda row: (-_nearness(row[2]), -row[0].score, row[0].path, row[1].start))
+    return made[:_SENTENCES_JUDGED]
 
 
 def choose(sentences: Sequence[Sentence], *, minimum: float, maximum: int) -> list[Sentence]:
@@ -104,8 +119,8 @@ def _rarity(asked: Sequence[str], terms: Sequence[Counter[str]]) -> dict[str, fl
     return {term: weight / total for term, weight in raw.items()}
 
 
-def _support(overlap: float, cosine: float) -> float:
-    return 0.5 * overlap + 0.5 * max(0.0, float(np.clip(cosine, 0, 1)))
+def _nearness(candidate: Candidate) -> float:
+    return candidate.weight * (candidate.overlap + max(0.0, candidate.cosine))
 
 
 def _overlap(one: set[str], other: set[str]) -> float:

@@ -12,7 +12,7 @@ from rag.answer import Context
 _MIN_WORDS = 4
 _MAX_CHARACTERS = 600
 _MAX_OBJECT = 300
-_POINTER_WEIGHT = 0.5
+_POINTER_WEIGHT = 0.1
 
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 _TERMS = re.compile(r"[^\W_]+")

@@ -103,7 +103,7 @@ def unseen(table: Table, extra: Table) -> NDArray[np.float64]:
 
 
 def to_onnx(model: lightgbm.Booster) -> bytes:
-    """The trees as one ONNX node; output `raw` is the log-odds that a claim is not supported."""
+    """The trees as one ONNX node; output `raw` is the log-odds."""
     from onnx import TensorProto, helper
 
     table: dict[str, list[Any]] = {name: [] for name in (
@@ -145,7 +145,7 @@ def to_onnx(model: lightgbm.Booster) -> bytes:
     graph = helper.make_graph(
         [node],
         "trees",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["claims", len(FEATURES)])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["claims", model.num_feature()])],
         [helper.make_tensor_value_info("raw", TensorProto.FLOAT, ["claims", 1])],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
