@@ -78,18 +78,19 @@ def retrieval(night: Night) -> Section:
 
 
 def _stale(night: Night, rows: Sequence[GoldenQuestion]) -> Finding:
-    """Golden questions that somebody set aside, or whose document or quote the served release lacks."""
+    """Golden questions that somebody set aside, or whose document or quote the served release lacks.
+
+    What the accepted release lacks too is told, and is no alarm any more.
+    """
     text = night.engine.snapshot.document_text
-    stale = [
-        row.id
-        for row in rows
-        if row.state == "stale" or (row.state == "approved" and not row.is_held_by(text))
-    ]
+    aside = [row.id for row in rows if row.state == "stale"]
+    lost = [row.id for row in rows if row.state == "approved" and not row.is_held_by(text)]
+    stale = sorted([*aside, *lost])
     named = ", ".join(stale[:_STALE_NAMED]) + (" ..." if len(stale) > _STALE_NAMED else "")
     return Finding(
         monitor="golden_rows",
         check="stale",
-        level="warn" if stale else "ok",
+        level="warn" if aside or (lost and not night.at_reference) else "ok",
         said=f"{len(stale)} golden question(s) are stale: {named}: `rag golden review`"
         if stale
         else "the served release holds what every golden question requires",
