@@ -153,7 +153,7 @@ def answered(task: Task, engine: Engine) -> dict[str, float]:
             right.append(bool(quote) and any(text in quote or quote in text for text in gold[key]))
     return {
         "answered": given / len(task.questions),
-        "sentence": float(np.mean(right)) if right else float("nan"),
+        **({"sentence": float(np.mean(right))} if right else {}),
         "citations": float(np.mean(valid)),
         "ms": 1000 * float(np.median(seconds)),
     }
