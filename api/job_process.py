@@ -102,8 +102,11 @@ def _promote(knowledge_base: KnowledgeBase, jobs: Jobs, job: Job) -> _Outcome:
     from knowledge_base.lifecycle import promote
 
     _Teller(jobs, job).tell("evaluate", 0, None)
-    gate = gate_of(knowledge_base, "main", bool(job.work.override), job.work.override)
-    return (), promote(knowledge_base, job.work.ref, gate=gate, message=job.work.message).as_json()
+    work = job.work
+    gate = gate_of(knowledge_base, "main", bool(work.override), work.override)
+    return (), promote(
+        knowledge_base, work.ref, gate=gate, message=work.message, expected=work.expected
+    ).as_json()
 
 
 _WORK: dict[str, Callable[[KnowledgeBase, Jobs, Job], _Outcome]] = {

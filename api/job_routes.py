@@ -96,6 +96,8 @@ def start_job(
         except NotFoundError:
             pass  # the server was killed between the two steps below
     check()
+    if work.kind == "promote":  # not part of the fingerprint: the same request may come again later
+        work = work.model_copy(update={"expected": at.knowledge_base.repository.resolve(work.ref)})
     if spool is None:
         with at.jobs.receiving() as empty:
             return _submit(at, claim, work, response, empty, asked)

@@ -45,7 +45,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Work(BaseModel):
-    """What a job is to do. `paths` are the documents it uploads or deletes, `override` passes the gate."""
+    """What a job is to do. `paths` are the documents it uploads or deletes, `override` passes the gate.
+
+    `expected` is the commit that `ref` was when a promotion was asked for: nothing later is published by it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,6 +58,7 @@ class Work(BaseModel):
     message: str | None = None
     override: str = ""
     ref: str = MAIN
+    expected: str | None = None
     baseline: str = MAIN
     again: bool = False
 

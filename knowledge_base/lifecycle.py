@@ -15,6 +15,7 @@ from knowledge_base.difference import diff_documents
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import (
     CheckFailedError,
+    HeadMovedError,
     NoChangesError,
     OutdatedError,
     PlumblineError,
@@ -184,11 +185,13 @@ def promote(
     *,
     gate: Gate | None = None,
     message: str | None = None,
+    expected: str | None = None,
 ) -> Landing:
     """Make `ref`, which was made from the release that main serves, the next release of main.
 
     Raises:
         OutdatedError: main has moved since `ref` was made from it.
+        HeadMovedError: `ref` is no longer the commit `expected`.
         CheckFailedError: The gate refuses; nothing moved.
         NoChangesError: main holds all of `ref` already.
         NotFoundError: There is no such ref.
@@ -198,6 +201,8 @@ def promote(
     with knowledge_base.writing():
         sweep(repository)
         head, candidate = check_promotable(repository, ref)
+        if expected and candidate != expected:
+            raise HeadMovedError(ref, expected, candidate)
         landing = describe_and_land(
             knowledge_base, candidate, MAIN, head, message or f"Promote {ref}", gate, keep=False
         )

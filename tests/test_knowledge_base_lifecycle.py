@@ -6,7 +6,7 @@ import pytest
 
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
-from knowledge_base.errors import CheckFailedError, NoChangesError, OutdatedError
+from knowledge_base.errors import CheckFailedError, HeadMovedError, NoChangesError, OutdatedError
 from knowledge_base.history import list_branches, list_releases
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.lifecycle import Judgement, promote
@@ -29,6 +29,17 @@ def test_a_branch_can_be_brought_up_to_date_and_then_promoted(kb: KnowledgeBase,
     landing = promote(kb, "draft", gate=lambda candidate, live: YES)
     assert (landing.verdict, landing.published) == ("PASS", True)
     assert {"team.md", "news.md"} <= set(documents(kb))
+
+
+def test_a_branch_that_moved_since_it_was_looked_at_is_not_promoted(kb: KnowledgeBase, write: Write) -> None:
+    write("draft", team="The team sleeps.")
+    seen, before = kb.repository.resolve("draft"), kb.repository.resolve("main")
+    write("draft", team="Nobody has looked at this.")
+    with pytest.raises(HeadMovedError):
+        promote(kb, "draft", gate=lambda candidate, live: YES, expected=seen)
+    assert kb.repository.resolve("main") == before
+    promote(kb, "draft", gate=lambda candidate, live: YES, expected=kb.repository.resolve("draft"))
+    assert "Nobody" in documents(kb)["team.md"]
 
 
 def test_a_candidate_that_the_gate_refused_waits_and_can_be_promoted(
