@@ -214,8 +214,10 @@ def _weighted(found: list[Sentence], own: Sequence[Sentence]) -> list[Sentence]:
 
     The best keeps the support that it had: whether there is an answer, the two questions decide together.
     """
-    asked = {(sentence.context.path, sentence.start): sentence.support for sentence in own}
-    sums = [s.support + _OWN * asked.get((s.context.path, s.start), 0.0) for s in found]
+    # What counts is how far each is behind the best: alone, a follow-up says little of whether there is one.
+    best, own_best = (max(1e-9, *(sentence.support for sentence in some)) for some in (found, own or found))
+    asked = {(sentence.context.path, sentence.start): sentence.support / own_best for sentence in own}
+    sums = [s.support / best + _OWN * asked.get((s.context.path, s.start), 0.0) for s in found]
     scale = found[0].support / max(*sums, 1e-9)
     both = [replace(s, support=round(total * scale, 4)) for s, total in zip(found, sums, strict=True)]
     return sorted(both, key=lambda s: (-s.support, -s.context.score, s.context.path, s.start))

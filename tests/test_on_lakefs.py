@@ -162,11 +162,11 @@ def test_two_machines_publish_at_once_and_both_land(
     assert not list(fsck(remote))
 
 
-def test_gc_leaves_the_servers_objects_to_the_server(remote: KnowledgeBase) -> None:
+def test_gc_leaves_the_servers_objects_to_the_server(remote: KnowledgeBase, sources: Path) -> None:
     assert gc(remote, Retention(), dry_run=False).object_bytes == 0
     rollback_target = remote.repository.resolve("main")
-    compact_ = IngestOptions(reindex=True)
-    ingest(remote, list_sources([]), compact_)
+    (sources / "more.md").write_text("There is more.")
+    ingest(remote, list_sources([str(sources)]), IngestOptions())
     with pytest.raises(PlumblineError, match="garbage collection"):
         gc(remote, Retention(keep_last=1))
     assert remote.repository.resolve(rollback_target)
