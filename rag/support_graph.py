@@ -65,13 +65,12 @@ def build(weights: Mapping[str, Floats]) -> bytes:
     from onnx import TensorProto, helper
 
     graph = _Graph()
-    zero, minus, width = (graph.constant(np.array([v], np.int64)) for v in (0, -1, WIDTH // HEADS))
+    zero = graph.constant(np.array([0], np.int64))
     split = graph.constant(np.array([0, HEADS, WIDTH // HEADS], np.int64))
     joined = graph.constant(np.array([0, WIDTH], np.int64))
     end = graph.constant(np.array([np.iinfo(np.int64).max], np.int64))
     size = graph.constant(np.float32((WIDTH // HEADS) ** -0.5))
     half, one, root = (graph.constant(np.float32(v)) for v in (0.5, 1, 2**-0.5))
-    del minus, width
 
     def heads(x: str, order: list[int]) -> str:
         return str(graph.add("Transpose", graph.add("Reshape", x, split), perm=order))
