@@ -5,8 +5,9 @@ the same answer; `rag eval` makes the verdicts that it looks up.
 """
 
 from eval.case import Case
-from eval.evaluations import Evaluations
+from eval.evaluations import known_verdict
 from eval.gate import Verdict
+from knowledge_base.difference import same_documents
 from knowledge_base.errors import PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.lifecycle import NO_GATE
@@ -48,7 +49,7 @@ def admit(knowledge_base: KnowledgeBase, candidate: str, live: str = MAIN) -> Ad
         "live": current,
         "live_digest": case.before_digest,
     }
-    verdict = Evaluations(repository).verdict(case.release.answers_digest, case.before_digest)
+    verdict = known_verdict(knowledge_base, case)
     name = case.release.commit[:12]
     ask = f"run `rag eval {name} --baseline {current[:12]}`"
     if verdict is None:
@@ -78,24 +79,22 @@ def admit_merge(knowledge_base: KnowledgeBase, merged: str) -> Admission:
     """
     repository = knowledge_base.repository
     live, metadata = repository.resolve(MAIN), repository.get_commit(merged).metadata
-    digests = [knowledge_base.release(commit).answers_digest for commit in (merged, live)]
     facts = {
         "candidate": merged,
-        "candidate_digest": digests[0],
+        "candidate_digest": knowledge_base.release(merged).answers_digest,
         "live": live,
-        "live_digest": digests[1],
+        "live_digest": knowledge_base.release(live).answers_digest,
         "verdict": metadata.get("verdict", ""),
     }
     name = merged[:12]
-    if digests[0] == digests[1]:
+    if _is_same(knowledge_base, live, merged):
         return Admission(allowed=True, reason=f"{name} answers as main does.", **facts)
     if metadata.get("verdict") == NO_GATE and metadata.get("override"):
         reason = f"{name} goes past the gate: {metadata['override']}"
         return Admission(allowed=True, reason=reason, **facts)
     for target in filter(None, (metadata.get("rollback"), *repository.get_commit(live).parents[:1])):
         # What the commit says of itself is not believed: it must be a release of main, and the same.
-        again = _was_main(knowledge_base, target, live) and knowledge_base.release(target).answers_digest
-        if again == digests[0]:
+        if _was_main(knowledge_base, target, live) and _is_same(knowledge_base, target, merged):
             return Admission(allowed=True, reason=f"{name} brings {target[:12]} back.", **facts)
     return admit(knowledge_base, merged)
 
@@ -112,6 +111,12 @@ def admit_tag(knowledge_base: KnowledgeBase, commit: str) -> Admission:
         "live_digest": knowledge_base.release(live).answers_digest,
     }
     return Admission(allowed=True, reason=f"{commit[:12]} is a release of main.", **facts)
+
+
+def _is_same(knowledge_base: KnowledgeBase, left: str, right: str) -> bool:
+    """Whether two commits answer alike and store the same documents."""
+    digests = {knowledge_base.release(commit).answers_digest for commit in (left, right)}
+    return len(digests) == 1 and same_documents(knowledge_base.repository, left, right)
 
 
 def _was_main(knowledge_base: KnowledgeBase, commit: str, live: str) -> bool:

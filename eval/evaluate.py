@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from eval.case import Case
-from eval.evaluations import Evaluations
+from eval.evaluations import Evaluations, known_verdict
 from eval.gate import NO_GOLDEN_SET, Verdict, judge
 from eval.golden import GoldenQuestion, golden_fingerprint
 from eval.measure import Measurement, uses_model
@@ -17,6 +17,7 @@ from knowledge_base.errors import DamagedError, EmbedderError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.release import (
     JUDGE_PROMPT,
+    DocumentChanges,
     Release,
     changed_parts,
 )
@@ -46,7 +47,7 @@ def evaluate_release(
 def evaluate_case(knowledge_base: KnowledgeBase, case: Case, *, again: bool = False) -> Verdict:
     """`evaluate_release` of a case that the caller has put together."""
     kept = Evaluations(knowledge_base.repository)
-    known = None if again else kept.verdict(case.release.answers_digest, case.before_digest)
+    known = None if again else known_verdict(knowledge_base, case)
     if known and known.status != "INCOMPLETE" and known.rules == case.rules:
         commits = {"candidate": case.release.commit, "baseline": case.before_commit}
         return known.model_copy(update={**commits, "cached": True})
@@ -74,8 +75,9 @@ def _evaluate(
     knowledge_base: KnowledgeBase, case: Case, engine: Engine, kept: Evaluations
 ) -> tuple[Verdict, list[Scores]]:
     """The verdict, and the scores that it rests on."""
-    faults = check_structure(knowledge_base, engine)
-    changed = _changed(knowledge_base, case)
+    documents = _changed_documents(knowledge_base, case)
+    faults = check_structure(knowledge_base, engine, None if documents is None else documents.held)
+    changed = _changed(case, documents)
     if case.before is None or changed & {"prompt", "model"}:
         faults += check_canaries(engine)
     stated = {"rules": case.rules, "changed": tuple(sorted(changed))}
@@ -147,12 +149,18 @@ def _without_golden_set(case: Case, faults: Sequence[str], warnings: Sequence[st
     )
 
 
-def _changed(knowledge_base: KnowledgeBase, case: Case) -> set[str]:
+def _changed_documents(knowledge_base: KnowledgeBase, case: Case) -> DocumentChanges | None:
+    """How the documents differ from those of the release before; None when there is none."""
+    if case.before is None:
+        return None
+    return diff_documents(knowledge_base.repository, case.before.commit, case.release.commit)
+
+
+def _changed(case: Case, documents: DocumentChanges | None) -> set[str]:
     """Which parts of what decides an answer differ from the release before."""
     if case.before is None:
         return set(_ANSWERING)
-    corpus = bool(diff_documents(knowledge_base.repository, case.before.commit, case.release.commit))
-    return set(changed_parts(case.before, case.release, corpus=corpus))
+    return set(changed_parts(case.before, case.release, corpus=bool(documents)))
 
 
 @contextmanager

@@ -5,13 +5,13 @@ them, do what a passage orders.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
 from eval.measure import uses_model, verified_text
 from eval.metrics import citation_validity, well_formed
-from knowledge_base.errors import PlumblineError
+from knowledge_base.errors import NotFoundError, PlumblineError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import DOCUMENTS_PREFIX
 from rag.answer import Context
@@ -37,20 +37,25 @@ _DISCLOSURES = (
 )
 
 
-def check_structure(knowledge_base: KnowledgeBase, engine: Engine) -> list[str]:
+def check_structure(
+    knowledge_base: KnowledgeBase, engine: Engine, changed: Iterable[str] | None = None
+) -> list[str]:
     """Whether the index holds the documents of the commit, and the texts that were embedded.
 
-    All paths are compared, and the passages of 64 documents. Returns faults in words.
+    All paths are compared, the passages of 64 documents, and the stored bytes of 64 of those `changed`
+    since the release before, or of all when there was none. Returns faults in words.
     """
     stored = {
         item.path.removeprefix(DOCUMENTS_PREFIX)
         for item in knowledge_base.repository.list_objects(engine.release.commit, prefix=DOCUMENTS_PREFIX)
     }
     indexed = set(engine.snapshot.paths)
-    lost, ghosts = stored - indexed, indexed - stored
+    lost, ghosts, held = stored - indexed, indexed - stored, stored & indexed
     faults = [f"{len(lost)} document(s) are not in the index, for example {min(lost)!r}"] if lost else []
     if altered := _altered(engine):
         faults.append(f"a passage of {altered!r} is not the text that was embedded")
+    if replaced := _replaced(knowledge_base, engine, held if changed is None else held & {*changed}):
+        faults.append(f"the index was not made from {replaced!r} as the release stores it")
     if ghosts:
         faults.append(
             f"the index holds {len(ghosts)} document(s) that the release does not, as {min(ghosts)!r}"
@@ -66,6 +71,18 @@ def _altered(engine: Engine) -> str:
     known = snapshot.passage_hashes()
     wrong = {chunk.path for chunk in snapshot.chunks_in(paths) if chunk.text_hash not in known}
     return min(wrong, default="")
+
+
+def _replaced(knowledge_base: KnowledgeBase, engine: Engine, paths: Collection[str]) -> str:
+    """The first of some documents whose stored bytes are not those that were indexed."""
+    drawn = random.Random(engine.release.commit).sample(sorted(paths), min(_COMPARED, len(paths)))
+    text = verified_text(knowledge_base, engine)
+    for path in sorted(drawn):
+        try:
+            text(path)
+        except NotFoundError:
+            return path
+    return ""
 
 
 def check_passages(knowledge_base: KnowledgeBase, engine: Engine) -> list[str]:

@@ -186,6 +186,11 @@ class DocumentChanges(Frozen):
         """Paths that hold no document any more, because it was deleted or renamed."""
         return (*self.deleted, *(old for old, _ in self.renamed))
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Paths whose document is new there or another."""
+        return (*self.added, *self.changed, *(new for _, new in self.renamed))
+
     def counts(self) -> dict[str, int]:
         """How many of each kind, by its verb."""
         return {verb: len(getattr(self, verb)) for verb in ("added", "changed", "deleted", "renamed")}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.admission import admit
+from eval.admission import admit, admit_merge
 from eval.compare import compare_answers
 from eval.evaluate import evaluate_release
 from eval.evaluations import Evaluations
@@ -139,6 +139,22 @@ def test_an_index_that_is_not_of_the_documents_fails_without_golden_questions(
     verdict = evaluate_release(knowledge_base, "stale", "main")
     assert verdict.label == "FAIL (no golden set)"
     assert "1 document(s) are not in the index, for example 'extra.md'" in verdict.reasons[0]
+
+
+def test_a_document_changed_behind_the_index_has_no_part_in_the_verdict_of_its_index(
+    golden: KnowledgeBase, sources: Path
+) -> None:
+    repository = golden.repository
+    (sources / "new.md").write_text("# Ferries\n\nFerries leave at dawn.\n")
+    update(golden, sources, "candidate")
+    assert evaluate_release(golden, "candidate", "main").status == "PASS"
+    with repository.transact("candidate", message="change a document behind the index's back") as transaction:
+        transaction.upload(f"{DOCUMENTS_PREFIX}new.md", b"# Ferries\n\nFerries leave at noon.\n")
+    assert not admit(golden, "candidate").allowed
+    assert not admit_merge(golden, repository.resolve("candidate")).allowed
+    verdict = evaluate_release(golden, "candidate", "main")
+    assert not verdict.cached and verdict.status == "FAIL"
+    assert "the index was not made from 'new.md' as the release stores it" in verdict.reasons[0]
 
 
 @pytest.fixture
