@@ -134,6 +134,8 @@ def print_answer(answer: "Answer", *, text: bool = True) -> None:
     for left in answer.unsupported:
         verb = "unsupported" if left.flagged else "left out, unsupported"
         console.print(f"  [yellow]{verb}[/] [dim]({left.support:.2f})[/] {escape(left.sentence)}")
+    for part in answer.unanswered:
+        console.print(f"  [yellow]no supported answer to[/] {escape(part)}")
     if answer.abstained and not answer.contexts:
         console.print("[dim]Nothing was found to answer from: `rag status` counts the documents.[/]")
     if answer.abstained and answer.contexts:

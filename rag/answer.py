@@ -93,7 +93,8 @@ class Answer(Frozen):
     """An answer with its evidence, or an abstention (`abstained`, no citations).
 
     `queries` is what was searched for, `cost` what the tokens cost at the release's prices, `attempts`
-    which models failed before `model` answered.
+    which models failed before `model` answered, `unanswered` those of several questions in one for which no
+    sentence was found (a language model says so itself).
     """
 
     id: str
@@ -110,6 +111,7 @@ class Answer(Frozen):
     queries: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()
+    unanswered: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     timings_ms: dict[str, float] = Field(default_factory=dict)
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 
 from knowledge_base.configuration import EXTRACTIVE, AnswerSettings, ModelSettings, RetrievalSettings
 from knowledge_base.documents import sha256_hex
@@ -32,7 +33,7 @@ from rag.answer import (
     Usage,
 )
 from rag.conflicts import find_conflicts
-from rag.conversation import other_queries, stand_alone
+from rag.conversation import asked_apart, other_queries, stand_alone
 from rag.extractive import Sentence, choose, find_support
 from rag.models import LanguageModel, cost
 from rag.quotable import shown
@@ -151,14 +152,25 @@ class Chain:
     # -- without a language model --------------------------------------------------------------
 
     def _extract(self, under: _Under) -> Iterator[Event]:
-        found = self._supporting(under.queries[0], under)
-        if found and under.queries[0] != under.question.text:
-            found = _weighted(found, self._supporting(under.question.text, under))
-        quoted = choose(found, minimum=self._answer.min_support, maximum=self._answer.max_sentences)
+        asked = asked_apart(under.question.text, under.queries[0], under.question.history)
+        each = [self._quoted(query, own, under) for query, own in asked]
+        places: dict[tuple[str, int], Sentence] = {}
+        for sentence in chain.from_iterable(each):
+            places.setdefault((sentence.context.path, sentence.start), sentence)
+        quoted = list(places.values())
+        left = tuple(own for (_, own), some in zip(asked, each, strict=True) if quoted and not some)
         citations = tuple(_quotation(i, s, self._release.commit) for i, s in enumerate(quoted, 1))
         text = " ".join(f"{shown(s.text)} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION
         yield Text(text=text)
-        yield Done(answer=self._made(under, EXTRACTIVE, text, citations))
+        answer = self._made(under, EXTRACTIVE, text, citations)
+        yield Done(answer=answer.model_copy(update={"unanswered": left}))
+
+    def _quoted(self, query: str, own: str, under: _Under) -> list[Sentence]:
+        """The sentences that answer a question which is searched for as `query` and was asked as `own`."""
+        found = self._supporting(query, under)
+        if found and query != own:
+            found = _weighted(found, self._supporting(own, under))
+        return choose(found, minimum=self._answer.min_support, maximum=self._answer.max_sentences)
 
     def _supporting(self, question: str, under: _Under) -> list[Sentence]:
         return find_support(question, under.contexts, self._embedder, self._retrieval.language)

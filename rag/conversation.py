@@ -1,4 +1,4 @@
-"""Follow-up questions: what a question means after what was said before it."""
+"""What a question asks: after what was said before it, and when it is several in one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,18 @@ _OPENINGS = re.compile(
     r"\s*(?:and|but|or|so|what about|how about|why|why not|since when|which one)\b", re.IGNORECASE
 )
 _SHORT = 3
+_ASKS = r"(?:what|which|who|whom|whose|when|where|why|how)"
+_HELPS = r"(?:is|are|was|were|do|does|did|can|could|may|must|should|will|would|has|have)"
+_LEADS = r"(?:at|by|for|from|in|of|on|since|to|under|until|with)"
+_SUBJECT = r"(?:i|we|you|he|she|it|they|there|this|that|these|those|the|an?|my|our|your)"
+_FIRST = re.compile(rf"\s*{_HELPS}\b|.*\b{_ASKS}\b", re.IGNORECASE | re.DOTALL)
+_NEXT = re.compile(
+    # Not "Austria and what other country": that is one question.
+    rf"(?:\?\s+(?:and\s+)?|[,;]?\s+and\s+)(?:also\s+)?"
+    rf"(?=(?:{_LEADS}\s+)?{_ASKS}\s+(?!other\b|else\b)|{_HELPS}\s+{_SUBJECT}\b)",
+    re.IGNORECASE,
+)
+_MOST_PARTS = 4
 
 
 def stand_alone(
@@ -58,6 +70,29 @@ def other_queries(question: str, count: int, model: LanguageModel, prompt: Promp
     return found[:count], said.usage
 
 
+def asked_apart(question: str, query: str, history: Sequence[Turn]) -> tuple[tuple[str, str], ...]:
+    """The questions in one ("What is the port, and how do I change it?"): as searched for, and as asked.
+
+    `query` is what the whole question is searched for; a part that points back comes with the one before.
+    """
+    parts = split_question(question)
+    if len(parts) == 1:
+        return ((query, question),)
+    turns = list(history)
+    apart = []
+    for part in parts:
+        apart.append((_joined(part, turns), part))
+        turns.append(Turn(question=part, answer=""))
+    return tuple(apart)
+
+
+def split_question(question: str) -> tuple[str, ...]:
+    """The questions that one holds, four at most; itself alone when it is in doubt."""
+    parts = tuple(part.strip() for part in _NEXT.split(question, maxsplit=_MOST_PARTS - 1))
+    is_plain = _FIRST.match(parts[0]) and all(len(_WORD.findall(part)) >= _SHORT for part in parts)
+    return parts if is_plain else (question,)
+
+
 def _transcript(history: Sequence[Turn]) -> str:
     return "\n".join(
         f"Question: {turn.question}\nAnswer: {turn.answer[:_REMEMBERED]}" for turn in history[-_TURNS:]
@@ -67,7 +102,7 @@ def _transcript(history: Sequence[Turn]) -> str:
 def _joined(question: str, history: Sequence[Turn]) -> str:
     words = [word.lower() for word in _WORD.findall(question)]
     points_back = len(words) <= _SHORT or bool(set(words) & _POINTING) or bool(_OPENINGS.match(question))
-    if not points_back:
+    if not (points_back and history):
         return question
     # The question before may itself have pointed further back.
     before = _joined(history[-1].question, history[:-1]) if len(history) > 1 else history[-1].question

@@ -76,7 +76,18 @@ def redact(text: str) -> str:
     return "".join([*parts, text[end:]])
 
 
-_FREE_TEXT = {"question", "queries", "answer", "text", "quote", "sentence", "error", "comment", "correction"}
+_FREE_TEXT = {
+    "question",
+    "queries",
+    "answer",
+    "text",
+    "quote",
+    "sentence",
+    "error",
+    "comment",
+    "correction",
+    "unanswered",
+}
 
 
 def redact_record(value: Any, *, free: bool = False) -> Any:

@@ -11,6 +11,12 @@ _NUMBERS = itertools.count()
 
 
 @schemathesis.hook
+def map_headers(context: Any, headers: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A header made up beside those described may be called Authorization: it would take the key's place."""
+    return headers and {name: value for name, value in headers.items() if name.lower() != "authorization"}
+
+
+@schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """No two requests share an idempotency key: one that comes again is refused, which is not meant here."""
     key = (case.headers or {}).get("Idempotency-Key")

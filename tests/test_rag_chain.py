@@ -245,19 +245,6 @@ def test_a_follow_up_is_condensed_before_it_is_searched(
     assert answer.question == "And its port?"
 
 
-def test_a_follow_up_without_a_model_is_searched_with_the_question_before(
-    knowledge_base: KnowledgeBase,
-) -> None:
-    engine = Engine.open(knowledge_base)
-    history = [Turn(question="How many requests may a key send?", answer="600.")]
-    answer = engine.ask("What happens above that?", history=history)
-    assert answer.queries == ("How many requests may a key send? What happens above that?",)
-    assert any(citation.path == "api/limits.md" for citation in answer.citations)
-    assert engine.ask("Who founded the company in Gothenburg?", history=history).queries == (
-        "Who founded the company in Gothenburg?",
-    )
-
-
 def test_other_queries_widen_the_search(engine_with: Configure, server: ScriptedServer) -> None:
     engine = engine_with(retrieval="queries = 3\ntop_k = 4")
     server.say("1. two-factor codes\n2. refund days", "NO ANSWER")
