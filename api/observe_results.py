@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any, get_args
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from api.hosting import Hosted
-from eval.evaluations import Evaluations, Kept
+from eval.evaluations import Evaluations, Kept, Tally
 from eval.gate import Status
 from eval.nights import SCHEMA_VERSION, Nights, moment
 from eval.report_files import STATUSES
@@ -26,9 +27,10 @@ _FRESH_SECONDS = 60.0
 class _Found:
     """What was read of one knowledge base; without `details` where they count documents that are closed."""
 
-    evaluation: Kept | None
-    report: dict[str, Any] | None
-    details: bool
+    evaluation: Kept | None = None
+    tally: Tally = Tally()
+    report: dict[str, Any] | None = None
+    details: bool = False
 
 
 class Results(Collector):
@@ -45,19 +47,21 @@ class Results(Collector):
         yield from _of_reports(found)
 
     def _find(self, one: Hosted) -> _Found:
-        read_at, known = self._known.get(one.name, (-math.inf, _Found(None, None, details=False)))
+        read_at, known = self._known.get(one.name, (-math.inf, _Found()))
         if time.monotonic() - read_at > _FRESH_SECONDS:
             with suppress(PlumblineError):  # else what was told before is told again
-                known = one.live.ask(lambda: _read(one))
+                known = one.live.ask(partial(_read, one, known.tally))
             self._known[one.name] = (time.monotonic(), known)
         return known
 
 
-def _read(one: Hosted) -> _Found:
+def _read(one: Hosted, tally: Tally) -> _Found:
     repository = one.knowledge_base.repository
     reports = Nights(one.knowledge_base).before(date.max, 1)
+    evaluations = Evaluations(repository)
     return _Found(
-        next(iter(Evaluations(repository).history(None, 1)), None),
+        next(iter(evaluations.history(None, 1)), None),
+        evaluations.count(tally),
         next((report for report in reports if report["schema_version"] == SCHEMA_VERSION), None),
         # Any key may read this page, and those who are told of reports and verdicts may read everything.
         details=not one.restrictions.were(one.live.engine().release_ref.commit),
@@ -76,16 +80,21 @@ def _of_evaluations(found: dict[str, _Found]) -> Iterator[Metric]:
     score = GaugeMetricFamily(
         "plumbline_evaluation_score", "Mean of a metric in the newest evaluation.", labels=("kb", "metric")
     )
+    runs = CounterMetricFamily(
+        "plumbline_gate_runs", "Evaluations that were ever kept.", labels=("kb", "status")
+    )
     for kb, one in found.items():
         if one.evaluation is None:
             continue
+        for name in get_args(Status):
+            runs.add_metric((kb, name), one.tally.runs.get(name, 0))
         for name in get_args(Status):
             status.add_metric((kb, name), float(name == one.evaluation.verdict.status))
         kept_at.add_metric((kb,), one.evaluation.date.timestamp())
         for metric in one.evaluation.verdict.metrics if one.details else ():
             if metric.candidate is not None:
                 score.add_metric((kb, metric.name), metric.candidate)
-    yield from (status, kept_at, score)
+    yield from (runs, status, kept_at, score)
 
 
 def _of_reports(found: dict[str, _Found]) -> Iterator[Metric]:

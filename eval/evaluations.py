@@ -8,15 +8,16 @@ release it becomes share them:
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from eval.case import Case
-from eval.gate import Verdict
+from eval.gate import Status, Verdict
 from eval.scores import Row, Scores
 from knowledge_base.difference import same_documents
 from knowledge_base.errors import (
@@ -42,6 +43,13 @@ class Kept(Frozen):
     id: str
     date: datetime
     verdict: Verdict
+
+
+class Tally(Frozen):
+    """How many verdicts of each status were kept up to the evaluation `newest`."""
+
+    runs: dict[str, int] = {}
+    newest: str = ""
 
 
 class Evaluations:
@@ -100,6 +108,20 @@ class Evaluations:
             if after is not None:
                 raise
         return found
+
+    def count(self, since: Tally | None = None) -> Tally:
+        """How many verdicts were ever kept, by status; what `since` counted is not read again."""
+        since = since or Tally()
+        runs, newest = Counter(since.runs), since.newest
+        with suppress(NotFoundError):  # nothing was ever evaluated
+            for commit in self._repository.log(EVALUATIONS, first_parent=True):
+                if commit.id == since.newest:
+                    break
+                newest = commit.id if newest == since.newest else newest
+                status = commit.message.split(" ", 1)[0]
+                if status in get_args(Status):
+                    runs[status] += 1
+        return Tally(runs=dict(runs), newest=newest)
 
     def evaluation(self, id: str) -> Kept:
         """One evaluation. Raises NotFoundError."""

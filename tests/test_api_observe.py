@@ -212,6 +212,8 @@ def test_the_newest_evaluation_and_report_are_told_without_details_where_documen
         found = numbers(client)
     assert found["plumbline_evaluation_status", "kb", "PASS"] == 1
     assert found["plumbline_evaluation_status", "kb", "FAIL"] == 0
+    assert found["plumbline_gate_runs_total", "kb", "PASS"] == 1
+    assert found["plumbline_gate_runs_total", "kb", "FAIL"] == 0
     assert found["plumbline_evaluation_score", "kb", "context_recall"] == 1
     assert time.time() - found["plumbline_evaluation_timestamp_seconds", "kb"] < 600
     assert found["plumbline_report_status", "kb"] == ("OK", "WARN", "BLIND", "PAGE").index(report.verdict)

@@ -89,6 +89,20 @@ def test_evaluations_are_no_release_and_survive_a_collection(golden: KnowledgeBa
     assert list(fsck(golden)) == []
 
 
+def test_verdicts_are_counted_by_status_and_none_twice(golden: KnowledgeBase, sources: Path) -> None:
+    kept = Evaluations(golden.repository)
+    assert kept.count().runs == {}
+    evaluate_release(golden, "main")
+    first = kept.count()
+    assert first.runs == {"PASS": 1} and kept.count(first) == first
+    evaluate_release(golden, "main")  # known: nothing is kept
+    (sources / "install.md").unlink()
+    update(golden, sources, "worse")
+    verdict = evaluate_release(golden, "worse", "main")
+    assert verdict.status != "PASS" and kept.count(first) == kept.count()
+    assert kept.count(first).runs == {"PASS": 1, verdict.status: 1}
+
+
 def test_two_evaluations_at_once_are_both_kept(golden: KnowledgeBase) -> None:
     verdict = evaluate_release(golden, "main")
     kept = Evaluations(golden.repository)
