@@ -57,6 +57,68 @@ class _Graph:
                             axis=-1, epsilon=_EPSILON))  # fmt: skip
 
 
+class _Encoder(_Graph):
+    """The layers of the encoder; claims read the contexts and themselves, contexts each other."""
+
+    def __init__(self, weights: Mapping[str, Floats]) -> None:
+        super().__init__()
+        self._weights = weights
+        self._zero = self.constant(np.array([0], np.int64))
+        self._split = self.constant(np.array([0, HEADS, WIDTH // HEADS], np.int64))
+        self._joined = self.constant(np.array([0, WIDTH], np.int64))
+        self._end = self.constant(np.array([np.iinfo(np.int64).max], np.int64))
+        self._size = self.constant(np.float32((WIDTH // HEADS) ** -0.5))
+        self._half, self._one, self._root = (self.constant(np.float32(v)) for v in (0.5, 1, 2**-0.5))
+
+    def layer(self, x: str, number: int) -> str:
+        """One layer; of the last only what becomes of the claims."""
+        last = number == LAYERS - 1
+        x8 = self.quantised(x)
+        k = self._heads(self.linear(x8, *self._of(number, LINEAR[1])), [1, 2, 0])
+        v = self._heads(self.linear(x8, *self._of(number, LINEAR[2])), [1, 0, 2])
+        if last:
+            x = self._rest(x, 0)
+            x8 = [self._rest(x8[0], 0), *x8[1:]]
+        q = self._heads(self.linear(x8, *self._of(number, LINEAR[0])), [1, 0, 2])
+        if last:
+            mixed = self._attend(q, k, v, "mask")
+        else:
+            claims = self._attend(self._rest(q, 1), k, v, "mask")
+            contexts = self._attend(self._first(q, 1), self._first(k, 2), self._first(v, 1), None)
+            mixed = self.add("Concat", contexts, claims, axis=0)
+        return self._fed_forward(self._added(x, self.quantised(mixed), number, LINEAR[3], NORMS[0]), number)
+
+    def _fed_forward(self, x: str, number: int) -> str:
+        up = self.linear(self.quantised(x), *self._of(number, LINEAR[4]))
+        # GELU, by the error function.
+        erf = self.add("Add", self.add("Erf", self.add("Mul", up, self._root)), self._one)
+        up = self.add("Mul", self.add("Mul", up, erf), self._half)
+        return self._added(x, self.quantised(up), number, LINEAR[5], NORMS[1])
+
+    def _added(self, x: str, more: list[str], number: int, linear: str, norm: str) -> str:
+        total = self.add("Add", x, self.linear(more, *self._of(number, linear)))
+        return self.norm(total, *self._of(number, norm))
+
+    def _of(self, number: int, name: str) -> tuple[Floats, Floats]:
+        part = f"encoder.layer.{number}.{name}"
+        return self._weights[f"{part}.weight"], self._weights[f"{part}.bias"]
+
+    def _heads(self, x: str, order: list[int]) -> str:
+        return str(self.add("Transpose", self.add("Reshape", x, self._split), perm=order))
+
+    def _attend(self, q: str, k: str, v: str, mask: str | None) -> str:
+        scores = self.add("Mul", self.add("MatMul", q, k), self._size)
+        scores = self.add("Add", scores, mask) if mask else scores
+        mixed = self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
+        return str(self.add("Reshape", self.add("Transpose", mixed, perm=[1, 0, 2]), self._joined))
+
+    def _first(self, x: str, axis: int) -> str:
+        return str(self.add("Slice", x, self._zero, "read", self.constant(np.array([axis], np.int64))))
+
+    def _rest(self, x: str, axis: int) -> str:
+        return str(self.add("Slice", x, "read", self._end, self.constant(np.array([axis], np.int64))))
+
+
 def build(weights: Mapping[str, Floats]) -> bytes:
     """The encoder: tokens (T, WIDTH), contexts before claims, to claims (T - `read`, WIDTH).
 
@@ -64,57 +126,10 @@ def build(weights: Mapping[str, Floats]) -> bytes:
     """
     from onnx import TensorProto, helper
 
-    graph = _Graph()
-    zero = graph.constant(np.array([0], np.int64))
-    split = graph.constant(np.array([0, HEADS, WIDTH // HEADS], np.int64))
-    joined = graph.constant(np.array([0, WIDTH], np.int64))
-    end = graph.constant(np.array([np.iinfo(np.int64).max], np.int64))
-    size = graph.constant(np.float32((WIDTH // HEADS) ** -0.5))
-    half, one, root = (graph.constant(np.float32(v)) for v in (0.5, 1, 2**-0.5))
-
-    def heads(x: str, order: list[int]) -> str:
-        return str(graph.add("Transpose", graph.add("Reshape", x, split), perm=order))
-
-    def attend(q: str, k: str, v: str, mask: str | None) -> str:
-        scores = graph.add("Mul", graph.add("MatMul", q, k), size)
-        scores = graph.add("Add", scores, mask) if mask else scores
-        mixed = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v)
-        return str(graph.add("Reshape", graph.add("Transpose", mixed, perm=[1, 0, 2]), joined))
-
-    def first(x: str, axis: int) -> str:
-        return str(graph.add("Slice", x, zero, "read", graph.constant(np.array([axis], np.int64))))
-
-    def rest(x: str, axis: int) -> str:
-        return str(graph.add("Slice", x, "read", end, graph.constant(np.array([axis], np.int64))))
-
+    graph = _Encoder(weights)
     x = "tokens"
-    for layer in range(LAYERS):
-
-        def of(name: str, layer: int = layer) -> tuple[Floats, Floats]:
-            part = f"encoder.layer.{layer}.{name}"
-            return weights[f"{part}.weight"], weights[f"{part}.bias"]
-
-        last = layer == LAYERS - 1  # what the contexts become after the last layer is read by nobody
-        x8 = graph.quantised(x)
-        k = heads(graph.linear(x8, *of(LINEAR[1])), [1, 2, 0])
-        v = heads(graph.linear(x8, *of(LINEAR[2])), [1, 0, 2])
-        if last:
-            x = rest(x, 0)
-            x8 = [rest(x8[0], 0), *x8[1:]]
-        q = heads(graph.linear(x8, *of(LINEAR[0])), [1, 0, 2])
-        if last:
-            mixed = attend(q, k, v, "mask")
-        else:
-            claims = attend(rest(q, 1), k, v, "mask")
-            contexts = attend(first(q, 1), first(k, 2), first(v, 1), None)
-            mixed = graph.add("Concat", contexts, claims, axis=0)
-        x = graph.norm(
-            graph.add("Add", x, graph.linear(graph.quantised(mixed), *of(LINEAR[3]))), *of(NORMS[0])
-        )
-        up = graph.linear(graph.quantised(x), *of(LINEAR[4]))
-        erf = graph.add("Add", graph.add("Erf", graph.add("Mul", up, root)), one)
-        up = graph.add("Mul", graph.add("Mul", up, erf), half)
-        x = graph.norm(graph.add("Add", x, graph.linear(graph.quantised(up), *of(LINEAR[5]))), *of(NORMS[1]))
+    for number in range(LAYERS):
+        x = graph.layer(x, number)
     made = helper.make_graph(
         graph.nodes,
         "reader",
