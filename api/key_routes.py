@@ -5,13 +5,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.access import Visitor
 from api.audit import Entry
+from api.dates import Moment
 from api.keys import Key, Role
 from knowledge_base.access import GROUP
 
+_LARGEST = 2**63 - 1
+"""The largest number that a database compares with."""
 _KEY_ID = "^[0-9a-f]{12}$"
 _Group = Annotated[str, Field(pattern=f"^{GROUP}$")]
 
@@ -27,7 +30,7 @@ class NewKey(BaseModel):
     knowledge_bases: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=[], max_length=100
     )
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
 
 
 class ShownKey(BaseModel):
@@ -84,7 +87,9 @@ def key_routes() -> APIRouter:
     @router.get("/audit")
     def read_audit(
         visit: Visitor,
-        before: Annotated[int | None, Query(ge=1, description="`next` of the page before.")] = None,
+        before: Annotated[
+            int | None, Query(ge=1, le=_LARGEST, description="`next` of the page before.")
+        ] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> AuditPage:
         """Read who changed what, newest first."""

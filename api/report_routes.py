@@ -11,11 +11,12 @@ from pydantic import BaseModel
 
 from api import visible
 from api.access import Session, Writer
+from api.dates import Day
 from api.job_routes import Limit
 from eval.nights import Nights
 from knowledge_base.errors import NotFoundError
 
-Day = Annotated[
+Night = Annotated[
     str, InPath(pattern="^([0-9]{4}-[0-9]{2}-[0-9]{2}|latest)$", description="2026-11-20 (UTC), or latest.")
 ]
 
@@ -45,7 +46,7 @@ def report_routes() -> APIRouter:
     @router.get("/reports")
     def list_reports(
         at: Writer,
-        after: Annotated[date | None, Query(description="`next` of the page before.")] = None,
+        after: Annotated[Day | None, Query(description="`next` of the page before.")] = None,
         limit: Limit = 100,
     ) -> ReportPage:
         """List the nightly reports, newest first."""
@@ -55,12 +56,12 @@ def report_routes() -> APIRouter:
         return ReportPage(reports=[ReportEntry.model_validate(one) for one in found[:limit]], next=more)
 
     @router.get("/reports/{day}")
-    def show_report(day: Day, at: Writer) -> dict[str, Any]:
+    def show_report(day: Night, at: Writer) -> dict[str, Any]:
         """Show the report of a night, as report.json has it."""
         return _report(at, day)
 
     @router.get("/reports/{day}/html", response_class=HTMLResponse)
-    def show_page(day: Day, at: Writer) -> HTMLResponse:
+    def show_page(day: Night, at: Writer) -> HTMLResponse:
         """Show the report of a night as a page for people."""
         from eval.report import Report  # and with it Matplotlib, for those who look at one
         from eval.report_html import render

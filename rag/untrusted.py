@@ -19,6 +19,7 @@ _UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069\U000e0000-\U000e01ef]")
 # Within a line: what a renderer takes for the end of a paragraph ends code, too.
 _CODE = re.compile(r"(?<![`\\])(`+)(?!`)(?:.+?)(?<!`)\1(?!`)")
 _FENCE = re.compile(r"```+[^`\n]*(?:\n|\Z)|~~~")
+_IMAGE = re.compile(r"!+\[")
 _ELEMENT = re.compile(r"<(?=[A-Za-z/!?])(?!https?://|mailto:)")
 _SCRIPT = re.compile(r"\](?=\(\s*(?!https?:|mailto:|#|/|\.)[a-z][a-z0-9+.-]*:)|\](?=:\s)", re.IGNORECASE)
 _ADDRESS = re.compile(
@@ -97,7 +98,7 @@ def harmless(text: str, lead: str = "") -> str:
 
 def _disarmed(text: str) -> str:
     # A backtick without its partner could make code of what is none, or end code in the piece after it.
-    text = text.replace("`", "").replace("![", "[")
+    text = _IMAGE.sub("[", text.replace("`", ""))
     return _SCRIPT.sub("] ", _ELEMENT.sub("< ", text))
 
 

@@ -280,6 +280,12 @@ def test_keys_are_made_listed_and_revoked_over_http(address: str, keys: Keys) ->
         assert boss.delete(f"/v1/keys/{'0' * 12}").status_code == 404
         actions = [entry["action"] for entry in boss.get("/v1/audit").json()["entries"]]
         assert actions == ["revoke key", "create key", "create key"]
+        for most, status in ((2**63 - 1, 200), (2**63, 422)):  # a database counts no further
+            assert boss.get("/v1/audit", params={"before": most}).status_code == status
+        for moment in (4102444800, "4102444800", "2100-01-01"):
+            assert boss.post("/v1/keys", json={"name": "a", "expires_at": moment}).status_code == 422
+        made = boss.post("/v1/keys", json={"name": "a", "expires_at": "2100-01-01T00:00:00Z"})
+        assert made.json()["expires_at"] == "2100-01-01T00:00:00Z"
 
 
 def test_what_is_changed_is_written_down_before_it_is_done(address: str, keys: Keys) -> None:

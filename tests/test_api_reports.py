@@ -31,3 +31,4 @@ def test_a_report_is_listed_and_shown_as_a_page_that_runs_nothing(
     assert shown.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
     assert client.get("/v1/reports/2026-02-31").status_code == 404
     assert client.get("/v1/reports/yesterday").status_code == 422
+    assert client.get("/v1/reports", params={"after": "0.0"}).status_code == 422

@@ -39,6 +39,7 @@ _LOADS = re.compile(
             "See [the plan](https://evil.example/p.png?q=1) here.",
         ),
         ("![x][1]", "[x][1]"),
+        ("Look!!![x](u)", "Look[x](u)"),
         ("<img src=x onerror=alert(1)>Open", "< img src=x onerror=alert(1)>Open"),
         ("<!-- a --></p>", "< !-- a -->< /p>"),
         ("[click](javascript:alert(1))", "[click] (javascript:alert(1))"),
@@ -54,7 +55,7 @@ def test_a_models_markdown_loads_nothing(said: str, shown: str) -> None:
 
 def loads(text: str) -> bool:
     """Whether a renderer would load or run something: outside of code, which ends with its line."""
-    return bool(_LOADS.search(re.sub(r"(?<![`\\])(`+)(?!`)(?:.+?)(?<!`)\1(?!`)", "", text)))
+    return bool(_LOADS.search(re.sub(r"(?<![`\\])(`+)(?!`)(?:.+?)(?<!`)\1(?!`)", " ", text)))
 
 
 def test_a_backtick_without_partner_cannot_turn_code_into_text() -> None:

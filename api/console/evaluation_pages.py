@@ -11,6 +11,7 @@ from api import visible
 from api.access import Reader, Session, Writer
 from api.console.charts import forest
 from api.console.pages import PageRoute, page, see
+from api.dates import Day
 from api.job_routes import start_job
 from api.jobs import Work
 from eval.evaluations import Evaluations
@@ -118,7 +119,7 @@ def _values(row: Row) -> Mapping[str, float | None]:
 
 def _add_report(router: APIRouter) -> None:
     @router.get("/report")
-    def report(request: Request, at: Writer, day: Annotated[date | None, Query()] = None) -> Response:
+    def report(request: Request, at: Writer, day: Annotated[Day | None, Query()] = None) -> Response:
         visible.check_report(at)
         nights = Nights(at.knowledge_base)
         history = nights.before(date.max, _NIGHTS)[::-1]
