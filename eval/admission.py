@@ -5,7 +5,6 @@ the same answer; `rag eval` makes the verdicts that it looks up.
 """
 
 from eval.case import Case
-from eval.evaluations import known_verdict
 from eval.gate import Verdict
 from knowledge_base.difference import same_documents
 from knowledge_base.errors import PlumblineError
@@ -49,7 +48,7 @@ def admit(knowledge_base: KnowledgeBase, candidate: str, live: str = MAIN) -> Ad
         "live": current,
         "live_digest": case.before_digest,
     }
-    verdict = known_verdict(knowledge_base, case)
+    verdict = case.known_verdict(knowledge_base)
     name = case.release.commit[:12]
     ask = f"run `rag eval {name} --baseline {current[:12]}`"
     if verdict is None:

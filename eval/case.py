@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+from eval.evaluations import Evaluations
+from eval.gate import Verdict
 from eval.golden import GoldenQuestion, golden_fingerprint, load_golden
 from eval.metrics import METRICS, judge_fingerprint
 from knowledge_base.configuration import GateSettings
+from knowledge_base.difference import same_documents
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import NotFoundError, SettingsError
 from knowledge_base.home import KnowledgeBase
@@ -83,6 +86,15 @@ class Case:
             "gate": self.gate.model_dump(mode="json"),
         }
         return sha256_hex(canonical_json(parts))[:16]
+
+    def known_verdict(self, knowledge_base: KnowledgeBase) -> Verdict | None:
+        """The kept verdict on this case, by whatever questions and rules, if it was of the same documents.
+
+        The digest names what answers are made from, which is the index: documents could differ beside it.
+        """
+        repository = knowledge_base.repository
+        found = Evaluations(repository).verdict(self.release.answers_digest, self.before_digest)
+        return found if found and same_documents(repository, found.candidate, self.release.commit) else None
 
     @property
     def loosened(self) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from eval.case import Case
-from eval.evaluations import Evaluations, known_verdict
+from eval.evaluations import Evaluations
 from eval.gate import NO_GOLDEN_SET, Verdict, judge
 from eval.golden import GoldenQuestion, golden_fingerprint
 from eval.measure import Measurement, uses_model
@@ -47,7 +47,7 @@ def evaluate_release(
 def evaluate_case(knowledge_base: KnowledgeBase, case: Case, *, again: bool = False) -> Verdict:
     """`evaluate_release` of a case that the caller has put together."""
     kept = Evaluations(knowledge_base.repository)
-    known = None if again else known_verdict(knowledge_base, case)
+    known = None if again else case.known_verdict(knowledge_base)
     if known and known.status != "INCOMPLETE" and known.rules == case.rules:
         commits = {"candidate": case.release.commit, "baseline": case.before_commit}
         return known.model_copy(update={**commits, "cached": True})

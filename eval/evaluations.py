@@ -16,10 +16,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from eval.case import Case
 from eval.gate import Status, Verdict
 from eval.scores import Row, Scores
-from knowledge_base.difference import same_documents
 from knowledge_base.errors import (
     AlreadyExistsError,
     MergeConflictError,
@@ -196,16 +194,6 @@ class Evaluations:
             return self._repository.get_object(ref, path)
         except NotFoundError:
             return b""
-
-
-def known_verdict(knowledge_base: KnowledgeBase, case: Case) -> Verdict | None:
-    """The kept verdict on a case, by whatever questions and rules, if it was of the same stored documents.
-
-    The digest names what answers are made from, which is the index: documents could differ beside it.
-    """
-    repository = knowledge_base.repository
-    found = Evaluations(repository).verdict(case.release.answers_digest, case.before_digest)
-    return found if found and same_documents(repository, found.candidate, case.release.commit) else None
 
 
 def _verdict_path(candidate: str, baseline: str) -> str:
