@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,7 +49,11 @@ def models() -> Path:
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A folder of six short documents."""
-    folder = tmp_path / "sources"
+    return write_documents(tmp_path / "sources")
+
+
+def write_documents(folder: Path) -> Path:
+    """Write the six documents; returns the folder."""
     for name, text in DOCUMENTS.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +110,27 @@ def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait(20)
 
 
+@pytest.fixture(scope="session")
+def ingested(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """The folder of a knowledge base whose main holds the six documents; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("ingested")
+    made = KnowledgeBase.create(folder / "kb", models)
+    ingest(made, list_sources([str(write_documents(folder / "sources"))]), IngestOptions(prune=True))
+    return made.root
+
+
 @pytest.fixture
-def knowledge_base(empty_kb: KnowledgeBase, sources: Path) -> Iterator[KnowledgeBase]:
-    """A knowledge base whose main holds the six documents."""
-    ingest(empty_kb, list_sources([str(sources)]), IngestOptions(prune=True))
-    yield empty_kb
+def knowledge_base(
+    request: pytest.FixtureRequest, tmp_path: Path, models: Path, index: str | None, sources: Path
+) -> KnowledgeBase:
+    """A knowledge base whose main holds the six documents, which are in `sources` too."""
+    if index is None:
+        return KnowledgeBase.open(
+            shutil.copytree(request.getfixturevalue("ingested"), tmp_path / "kb"), models
+        )
+    made: KnowledgeBase = request.getfixturevalue("empty_kb")
+    ingest(made, list_sources([str(sources)]), IngestOptions(prune=True))
+    return made
 
 
 @pytest.fixture(scope="session")
