@@ -60,7 +60,7 @@ def job_routes() -> APIRouter:
     @router.get("/jobs/{id}")
     def show_job(id: JobId, at: Writer) -> Job:
         """Show how far a job is, or how it ended."""
-        return visible.job(at, at.jobs.get(id))
+        return look(at, id)
 
     @router.post("/jobs/{id}/retry", status_code=202)
     def retry_job(id: JobId, at: Writer, response: Response) -> Job:
@@ -68,6 +68,17 @@ def job_routes() -> APIRouter:
         return accepted(at, retry(at, id), response)
 
     return router
+
+
+def look(at: Session, id: str) -> Job:
+    """A job as the caller may see it; by the time that they see it done, what it published is served.
+
+    Raises NotFoundError.
+    """
+    job = at.jobs.get(id)
+    if job.state == "done":
+        at.hosted.live.follow()
+    return visible.job(at, job)
 
 
 def start_job(

@@ -13,7 +13,7 @@ from api import visible
 from api.access import Reader, Session, Writer
 from api.console.pages import PageRoute, page, see
 from api.console.promotion_pages import GateSays, gate_says
-from api.job_routes import retry, start_job
+from api.job_routes import look, retry, start_job
 from api.jobs import Job, Work, files_in
 from api.uploads import receive_files
 from knowledge_base.errors import CheckFailedError, NotFoundError, PlumblineError
@@ -115,7 +115,7 @@ def _add_jobs(router: APIRouter) -> None:
 
     @router.get("/job")
     def job(request: Request, at: Writer, id: Annotated[str, Query(max_length=40)]) -> Response:
-        found = visible.job(at, at.jobs.get(id))
+        found = look(at, id)
         return page(request, at, "job.html", {"job": found, "refusal": _refusal(at, found)})
 
     @router.post("/job/retry")
