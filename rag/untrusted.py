@@ -18,8 +18,10 @@ _UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069\U000e0000-\U000e01ef]")
 
 # Within a line: what a renderer takes for the end of a paragraph ends code, too.
 _CODE = re.compile(r"(?<![`\\])(`+)(?!`)(?:.+?)(?<!`)\1(?!`)")
-_FENCE = re.compile(r"```+[^`\n]*(?:\n|\Z)|~~~")
-_IMAGE = re.compile(r"!+\[")
+_FENCE = re.compile(r"(`{3,})(?=[^`\n]*(?:\n|\Z))|(~{3,})")
+_LINE_END = re.compile(r"\r\n?")
+_TILDES = re.compile(r"~{3,}")
+_IMAGE = re.compile(r"(?<!!)!+\[")
 _ELEMENT = re.compile(r"<(?=[A-Za-z/!?])(?!https?://|mailto:)")
 _SCRIPT = re.compile(r"\](?=\(\s*(?!https?:|mailto:|#|/|\.)[a-z][a-z0-9+.-]*:)|\](?=:\s)", re.IGNORECASE)
 _ADDRESS = re.compile(
@@ -29,7 +31,10 @@ _ADDRESS = re.compile(
     re.IGNORECASE,
 )
 _LINK = re.compile(r"!?\[([^\]\n]*)\]\(([^)\n]*)\)")
-_WORD = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u04ff]{3,}|\w*\d\w*")
+_RUN = re.compile(r"\w+")
+_DIGIT = re.compile(r"\d")
+_LETTERS = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u04ff]{3,}")
+_WORD = re.compile(rf"{_LETTERS.pattern}|\w*\d\w*")
 # Words that say nothing of what a sentence is about; lead-ins are made of them.
 _CONNECTIVES = frozenset(
     """
@@ -87,18 +92,57 @@ def harmless(text: str, lead: str = "") -> str:
     Code stays as it is. Text in pieces is harmless when each of its pieces has been made so; `lead` is the
     white space before the piece, which decides whether a fence is one.
     """
-    if _FENCE.match(text) and len(lead.rpartition("\n")[2].expandtabs(4)) < 4:
-        return text
-    parts, end = [], 0
+    parts: list[str] = []
+    text, place = _LINE_END.sub("\n", text), 0
+    while place < len(text):
+        before = lead.rpartition("\n")[2].expandtabs(4)
+        fence = _FENCE.match(text, place)
+        if not fence or len(before) >= 4 or before.strip(" "):
+            return "".join([*parts, _outside_code(text[place:])])
+        block, end = _fenced(text, fence, len(before))
+        place = end
+        while text[place : place + 1] in {" ", "\t", "\n"}:
+            place += 1
+        lead = text[end:place]
+        parts += [block, lead if place < len(text) else ""]
+    return "".join(parts)
+
+
+def _outside_code(text: str) -> str:
+    """Prose made harmless but for the code within its lines."""
+    parts: list[str] = []
+    end = 0
     for code in _CODE.finditer(text):
         parts += [_disarmed(text[end : code.start()]), code[0]]
         end = code.end()
     return "".join([*parts, _disarmed(text[end:])])
 
 
+def _fenced(text: str, opening: re.Match[str], indent: int) -> tuple[str, int]:
+    """A block of code that ends where it does for every renderer, and where the text goes on.
+
+    A line that stands further left than its fence may have left the list item that holds the block, and with
+    it the code: the block is closed before it. So is one that nothing closes.
+    """
+    fence, start = opening[0], opening.start()
+    closing = " " * indent + fence
+    place = text.find("\n", start) + 1
+    while place:
+        end = text.find("\n", place)
+        line = text[place : end if end >= 0 else len(text)].expandtabs(4)
+        bare = line.lstrip(" ")
+        depth = len(line) - len(bare)
+        closes = bare.startswith(fence) and not bare.rstrip(" ").strip(fence[0]) and depth < indent + 4
+        if closes or (bare and depth < indent):
+            after = place - 1 if not closes else end if end >= 0 else len(text)
+            return text[start:place] + closing, after
+        place = end + 1
+    return f"{text[start:]}\n{closing}", len(text)
+
+
 def _disarmed(text: str) -> str:
     # A backtick without its partner could make code of what is none, or end code in the piece after it.
-    text = _IMAGE.sub("[", text.replace("`", ""))
+    text = _IMAGE.sub("[", _TILDES.sub("~~", text.replace("`", "")))
     return _SCRIPT.sub("] ", _ELEMENT.sub("< ", text))
 
 
@@ -129,7 +173,11 @@ def terms(text: str) -> set[str]:
 
     Words of three letters and more in Latin, Greek and Cyrillic; texts in other scripts have few or none.
     """
-    words = {word.lower() for word in _WORD.findall(text)} - _CONNECTIVES
+    words: set[str] = set()
+    for run in _RUN.findall(text):
+        # Looked for in a run without a digit, a number would take the square of the run's length.
+        words.update(word.lower() for word in (_WORD if _DIGIT.search(run) else _LETTERS).findall(run))
+    words -= _CONNECTIVES
     return {word[:4] if word.isalpha() else word for word in words}
 
 

@@ -1,12 +1,16 @@
 """What documents say to a model, and what a model says to a browser: both are held at arm's length."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from rag.answer import Context
+from rag.grounding import read_statements
 from rag.untrusted import (
     draw_key,
     evidence,
@@ -72,6 +76,72 @@ def test_no_pieces_together_load_anything(pieces: list[str]) -> None:
     assert not loads(" ".join(harmless(piece) for piece in pieces if not piece.startswith(("```", "~~~"))))
 
 
+def loaded(said: str) -> list[str]:
+    """What a renderer that knows CommonMark would load or run of a reply, each statement made harmless."""
+    shown = "".join(one.lead + harmless(one.text, one.lead) for one in read_statements(said))
+    found: list[Token] = []
+    for block in MarkdownIt("commonmark", {"html": True}).parse(shown):
+        found += [block, *(block.children or [])]
+    return [one.content for one in found if one.type in ("image", "html_block", "html_inline")]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "- Open it.\n  ```\n![x](u)",
+        "- Open it.\n  ~~~\n  a\n<img src=x>\n  ~~~",
+        "```\n\n```\n![x](u)\n```\n",
+        "- ~~~\n  ~~~\n  ![x](u)\n  ~~~",
+        "```\ra\r```\r![x](u)\n```",
+        "`a\r\r![x](u)`",
+    ],
+)
+def test_code_ends_where_a_renderer_ends_it(said: str) -> None:
+    assert not loaded(said)
+
+
+def test_code_stays_as_it_is() -> None:
+    for block in ("```html\n<p>`a`</p>\n```", "~~~\n![x](u)\n\n```\n~~~", "````\n```\n<b>\n````"):
+        assert harmless(block) == block
+        assert harmless(f"{block}\n\n{block}") == f"{block}\n\n{block}"
+    indented = "```\n  <p>\n\n    a\n  ```"
+    assert harmless(indented, lead="\n  ") == indented
+
+
+_MARKS = [
+    "```",
+    "~~~",
+    "````",
+    "\n",
+    "\r",
+    "  ",
+    "\t",
+    "\f",
+    "a",
+    "Open it. ",
+    "- ",
+    "1. ",
+    "> ",
+    "`",
+    "``",
+    "![",
+]
+_MARKS += ["x](u)", "<img src=x>", "[a]: u\n", "![a]", "\\", "!", "\n  ```\n", "\n- ", "\n> ```\n"]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(_MARKS), max_size=10).map("".join))
+def test_a_reply_loads_nothing(said: str) -> None:
+    assert not loaded(said)
+
+
+@pytest.mark.parametrize("sign", ["!", "`", "~", "[", "<", "```\n"])
+def test_a_long_reply_takes_no_longer_than_it_is(sign: str) -> None:
+    started = time.process_time()
+    harmless(sign * 100_000)
+    assert time.process_time() - started < 2
+
+
 def test_a_key_is_drawn_for_each_request_and_no_passage_ends_itself() -> None:
     first, second = draw_key(), draw_key()
     assert first != second
@@ -124,3 +194,4 @@ def test_terms_are_beginnings_of_words_and_whole_numbers() -> None:
         assert known_share(text, known) < 1
     assert known_share("Open canary-7f31 gates", known) == 0.5
     assert known_share("\u5f00\u95e8\u65f6\u95f4", known) == 1
+    assert terms("abc123 ab12 \u95e83 x_y " + "\u95e8" * 100_000) == {"abc", "123", "ab12", "\u95e83"}
