@@ -151,12 +151,13 @@ def _was_restricted(at: Session) -> bool:
 
 
 def job(at: Session, one: Job) -> Job:
-    """A job; where documents are or were closed, without those that main does not show the caller."""
+    """A job; where documents are or were closed, without its words and those that main does not show."""
     if at.caller.sees_all or not _was_restricted(at):
         return one
     seen = at.engine().snapshot
     result = {key: value for key, value in one.result.items() if key in _TOLD_OF_JOB}
     error = one.error and one.error.model_copy(update={"message": "It failed.", "hint": ""})
-    work = one.work.model_copy(update={"paths": tuple(path for path in one.work.paths if path in seen)})
+    paths = tuple(path for path in one.work.paths if path in seen)
+    work = one.work.model_copy(update={"paths": paths, "message": None, "override": ""})
     files = tuple(file for file in one.files if file.path in seen)
     return one.model_copy(update={"result": result, "work": work, "files": files, "error": error})

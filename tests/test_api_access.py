@@ -307,11 +307,14 @@ def test_what_was_closed_stays_so_when_it_is_gone(
             assert ("canary" in client.get("/golden?state=candidate").text) == bool(rows)
             assert client.get("/v1/reports").status_code == client.get("/report").status_code == status
             assert len(client.get("/v1/releases/main").json()["verdicts"]) == rows
-    job = Job(id="1", created=datetime.now(UTC), work=Work(kind="delete", paths=("pay.md", "billing.md")))
-    shown: dict[Role, tuple[str, ...]] = {"writer": ("billing.md",), "admin": ("pay.md", "billing.md")}
-    for role, paths in shown.items():
+    paths = ("pay.md", "billing.md")
+    work = Work(kind="delete", paths=paths, message="The pay is 5000", override="The board wants it")
+    job = Job(id="1", created=datetime.now(UTC), work=work)
+    shown: dict[Role, tuple[str, ...]] = {"writer": ("billing.md",), "admin": paths}
+    for role, theirs in shown.items():
         session = Session(next(iter(host)), Caller("", role, role))
-        assert visible.job(session, job).work.paths == paths
+        shown_work = visible.job(session, job).work
+        assert shown_work == (work if role == "admin" else Work(kind="delete", paths=theirs))
     log.close()
     host.keys.close()
 
