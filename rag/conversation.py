@@ -28,9 +28,10 @@ _LEADS = r"(?:at|by|for|from|in|of|on|since|to|under|until|with)"
 _SUBJECT = r"(?:i|we|you|he|she|it|they|there|this|that|these|those|the|an?|my|our|your)"
 _FIRST = re.compile(rf"\s*{_HELPS}\b|.*\b{_ASKS}\b", re.IGNORECASE | re.DOTALL)
 _NEXT = re.compile(
-    # Not "Austria and what other country": that is one question.
-    rf"(?:\?\s+(?:and\s+)?|[,;]?\s+and\s+)(?:also\s+)?"
-    rf"(?=(?:{_LEADS}\s+)?{_ASKS}\s+(?!other\b|else\b)|{_HELPS}\s+{_SUBJECT}\b)",
+    # Not "Austria and what other country": that is one question. White space is tried from its beginning
+    # alone, else a question of blanks would take the square of its length.
+    rf"(?:\?\s+(?:and\s+)?|(?:[,;]|(?<!\s))\s+and\s+)(?:also\s+)?"
+    rf"(?=(?:{_LEADS}\s+)?{_ASKS}\s++(?!other\b|else\b)|{_HELPS}\s+{_SUBJECT}\b)",
     re.IGNORECASE,
 )
 _MOST_PARTS = 4

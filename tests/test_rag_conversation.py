@@ -1,5 +1,7 @@
 """Questions that point back, and several in one, without a language model."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,12 +54,20 @@ def test_the_half_of_a_question_that_has_no_answer_is_named(knowledge_base: Know
         ("How many people visited and were rewarded?", None),
         ("What are the names of kings and queens who ruled England?", None),
         ("Rock and what matters", None),
+        ("The Rhine is the border of Austria and what  other country?", None),
     ],
 )
 def test_only_a_question_that_plainly_holds_several_is_taken_apart(
     question: str, parts: tuple[str, ...] | None
 ) -> None:
     assert split_question(question) == (parts or (question,))
+
+
+def test_blanks_do_not_take_the_square_of_their_number() -> None:
+    started = time.process_time()
+    for blank in (" ", "\n", "? ", " and "):
+        split_question(f"What is the port{blank * 100_000}x")
+    assert time.process_time() - started < 5
 
 
 def test_a_part_that_points_back_is_searched_for_with_what_it_points_to() -> None:
