@@ -163,9 +163,16 @@ def without_addresses(text: str, addresses: Iterable[str]) -> str:
 
 
 def without_foreign_links(text: str, known: Iterable[str]) -> str:
-    """Markdown whose links and images lead nowhere that the other texts do not name; their words stay."""
-    known = list(known)
-    return _LINK.sub(lambda link: link[1] if foreign_addresses(link[2], known) else link[0], text)
+    """Markdown whose links and images lead only where the other texts say; the words of the rest stay.
+
+    However a target is written: a browser also follows //host/path, and &#58; for a colon.
+    """
+    everything = "\n".join(known).lower()
+
+    def is_known(target: str) -> bool:
+        return "".join(target.split()[:1]).strip("<>").lower() in everything
+
+    return _LINK.sub(lambda link: link[0] if is_known(link[2]) else link[1], text)
 
 
 def terms(text: str) -> set[str]:

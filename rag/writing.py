@@ -106,7 +106,7 @@ class Draft:
 
     def _shown(self, checked: Checked) -> str:
         """What is shown of a sentence that does not hold: no address that could carry anything away."""
-        text = checked.statement.text
+        text = without_foreign_links(checked.statement.text, self._known)
         named = without_addresses(text, foreign_addresses(text, self._known))
         return harmless(named, checked.statement.lead)
 

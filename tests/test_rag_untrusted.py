@@ -186,6 +186,14 @@ def test_links_to_elsewhere_keep_their_words() -> None:
     assert without_foreign_links(text, known) == "See [the guide](https://docs.example/guide) or not."
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["//evil.example/p", "https:/evil.example/p", "https&#58;//evil.example/p", "<//evil.example> 'x'"],
+)
+def test_a_link_to_elsewhere_is_none_however_it_is_written(target: str) -> None:
+    assert without_foreign_links(f"See [it]({target}).", ["Read https://docs.example/guide."]) == "See it."
+
+
 def test_terms_are_beginnings_of_words_and_whole_numbers() -> None:
     known = terms("When do gates open? The gate opens at 6:00. Boats pay a toll of 9 crowns.")
     for text in ("## Opening of the gates", "The following steps are required:", "Tolls:"):
