@@ -1,5 +1,6 @@
 """The `rag` command. Every command imports what it needs when it runs, so that `rag --help` is instant."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -85,6 +86,10 @@ def main() -> NoReturn:
 
 
 def _unexpected(error: Exception) -> PlumblineError:
+    if isinstance(error, UnicodeEncodeError) and any(map(_is_no_text, sys.argv)):
+        return UsageError("An argument is not UTF-8.", hint="Only the path of a file to ingest need not be.")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UsageError("A name is longer than the file system allows.", hint="Say a shorter path.")
     if isinstance(error, OSError):
         return StorageError(
             f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
@@ -94,6 +99,11 @@ def _unexpected(error: Exception) -> PlumblineError:
         f"Internal error: {type(error).__name__}: {error}",
         hint="Nothing was published. Set PLUMBLINE_DEBUG=1 for the traceback, and please report it.",
     )
+
+
+def _is_no_text(argument: str) -> bool:
+    """Whether an argument has bytes that are not UTF-8, which Python keeps as lone surrogates."""
+    return any("\udc80" <= sign <= "\udcff" for sign in argument)
 
 
 def _fail(error: PlumblineError, as_json: bool) -> NoReturn:
@@ -124,6 +134,8 @@ def init(
     from knowledge_base.home import KnowledgeBase
 
     root, cache = directory.expanduser().resolve(), read_environment().cache
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is no folder.", hint="Say where to make the knowledge base: rag init DIR.")
     if kb is None:
         if storage or gate:
             raise UsageError("--storage and --gate need --kb lakefs://REPOSITORY.")

@@ -10,6 +10,8 @@ import typer
 from api.cli_common import Json, Kb, open_answer_log, open_knowledge_base, print_json
 from knowledge_base.errors import UsageError
 
+_MOST_DAYS = 36_500  # further back there are no dates to compare with
+
 app = typer.Typer(help="Export or delete logged answers.", rich_markup_mode=None)
 
 
@@ -31,7 +33,9 @@ def export(
 
 @app.command()
 def forget(
-    days: Annotated[int | None, typer.Option(min=0, help="Delete answers older than this many days.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=0, max=_MOST_DAYS, help="Delete answers older than this many days.")
+    ] = None,
     mentioning: Annotated[
         str, typer.Option(help="Delete answers in which these words stand, whatever their case.")
     ] = "",
