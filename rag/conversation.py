@@ -34,6 +34,8 @@ _NEXT = re.compile(
     rf"(?=(?:{_LEADS}\s+)?{_ASKS}\s++(?!other\b|else\b)|{_HELPS}\s+{_SUBJECT}\b)",
     re.IGNORECASE,
 )
+# "The difference between what is billed and what is used" is one question as well.
+_PAIR = re.compile(r"\b(?:between|both)\b(?!.*\band\b)", re.IGNORECASE | re.DOTALL)
 _MOST_PARTS = 4
 
 
@@ -91,7 +93,8 @@ def split_question(question: str) -> tuple[str, ...]:
     """The questions that one holds, four at most; itself alone when it is in doubt."""
     parts = tuple(part.strip() for part in _NEXT.split(question, maxsplit=_MOST_PARTS - 1))
     is_plain = _FIRST.match(parts[0]) and all(len(_WORD.findall(part)) >= _SHORT for part in parts)
-    return parts if is_plain else (question,)
+    is_pair = any(map(_PAIR.search, parts[:-1]))
+    return parts if is_plain and not is_pair else (question,)
 
 
 def _transcript(history: Sequence[Turn]) -> str:

@@ -54,6 +54,11 @@ def test_the_half_of_a_question_that_has_no_answer_is_named(knowledge_base: Know
         ("How many people visited and were rewarded?", None),
         ("What are the names of kings and queens who ruled England?", None),
         ("Rock and what matters", None),
+        ("What is the difference between what is billed and what is used?", None),
+        (
+            "What is the border between A and B and how long is it?",
+            ("What is the border between A and B", "how long is it?"),
+        ),
         ("The Rhine is the border of Austria and what  other country?", None),
     ],
 )
