@@ -109,13 +109,15 @@ class Evaluations:
 
     def count(self, since: Tally | None = None) -> Tally:
         """How many verdicts were ever kept, by status; what `since` counted is not read again."""
-        since = since or Tally()
-        runs, newest = Counter(since.runs), since.newest
+        runs: Counter[str] = Counter()
+        newest = ""
         with suppress(NotFoundError):  # nothing was ever evaluated
             for commit in self._repository.log(EVALUATIONS, first_parent=True):
-                if commit.id == since.newest:
+                newest = newest or commit.id
+                # Not added before it is found: a repository that was made anew does not hold it.
+                if since and commit.id == since.newest:
+                    runs.update(since.runs)
                     break
-                newest = commit.id if newest == since.newest else newest
                 status = commit.message.split(" ", 1)[0]
                 if status in get_args(Status):
                     runs[status] += 1

@@ -10,7 +10,7 @@ import pytest
 from eval.admission import admit, admit_merge
 from eval.compare import compare_answers
 from eval.evaluate import evaluate_release
-from eval.evaluations import Evaluations
+from eval.evaluations import Evaluations, Tally
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.home import EVALUATIONS, KnowledgeBase
@@ -101,6 +101,7 @@ def test_verdicts_are_counted_by_status_and_none_twice(golden: KnowledgeBase, so
     verdict = evaluate_release(golden, "worse", "main")
     assert verdict.status != "PASS" and kept.count(first) == kept.count()
     assert kept.count(first).runs == {"PASS": 1, verdict.status: 1}
+    assert kept.count(Tally(runs={"PASS": 7}, newest="0" * 40)) == kept.count()  # of another repository
 
 
 def test_two_evaluations_at_once_are_both_kept(golden: KnowledgeBase) -> None:
