@@ -6,8 +6,8 @@ the same answer; `rag eval` makes the verdicts that it looks up.
 
 from eval.case import Case
 from eval.gate import Verdict
-from knowledge_base.difference import same_documents
 from knowledge_base.errors import PlumblineError
+from knowledge_base.history import same_documents
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.lifecycle import NO_GATE
 from knowledge_base.values import Frozen

@@ -7,9 +7,9 @@ from eval.gate import Verdict
 from eval.golden import GoldenQuestion, golden_fingerprint, load_golden
 from eval.metrics import METRICS, judge_fingerprint
 from knowledge_base.configuration import GateSettings
-from knowledge_base.difference import same_documents
 from knowledge_base.documents import sha256_hex
 from knowledge_base.errors import NotFoundError, SettingsError
+from knowledge_base.history import same_documents
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import Release
 from knowledge_base.values import canonical_json

@@ -25,7 +25,7 @@ from knowledge_base.errors import (
     NotFoundError,
     PlumblineError,
 )
-from knowledge_base.history import describe_release, list_releases
+from knowledge_base.history import describe_release, list_releases, same_documents
 from knowledge_base.home import EVALUATIONS, KnowledgeBase
 from knowledge_base.values import Frozen
 from knowledge_base.version_store import Commit, Repository
@@ -76,18 +76,18 @@ class Evaluations:
         except ValidationError:
             return None
 
-    def verdicts(self, candidate: str) -> list[Verdict]:
-        """Every kept verdict on digest `candidate`."""
+    def verdicts(self, candidate: str, commit: str) -> list[Verdict]:
+        """The kept verdicts on digest `candidate`, which is that of `commit`, and on the same documents."""
         prefix = f"{candidate}/verdicts/"
         try:
-            commit = self._repository.resolve(EVALUATIONS)
+            newest = self._repository.resolve(EVALUATIONS)
         except NotFoundError:
             return []
         names = [
-            item.path.removeprefix(prefix) for item in self._repository.list_objects(commit, prefix=prefix)
+            item.path.removeprefix(prefix) for item in self._repository.list_objects(newest, prefix=prefix)
         ]
         found = [self.verdict(candidate, name.removesuffix(".json").removeprefix(_FIRST)) for name in names]
-        return [verdict for verdict in found if verdict]
+        return [one for one in found if one and same_documents(self._repository, one.candidate, commit)]
 
     def history(self, after: str | None, number: int) -> list[Kept]:
         """Up to `number` kept verdicts, newest first; those older than the evaluation `after`.
@@ -217,7 +217,8 @@ def list_evaluated(knowledge_base: KnowledgeBase, ref: str, number: int | None) 
 def describe_evaluated(knowledge_base: KnowledgeBase, ref: str) -> dict[str, Any]:
     """One release with the verdicts on it. Raises NotFoundError, DamagedError."""
     value = describe_release(knowledge_base, ref)
-    found = Evaluations(knowledge_base.repository).verdicts(knowledge_base.release(ref).answers_digest)
+    release = knowledge_base.release(ref)
+    found = Evaluations(knowledge_base.repository).verdicts(release.answers_digest, release.commit)
     return {**value, "verdicts": [verdict.as_json() for verdict in found]}
 
 
@@ -227,5 +228,5 @@ def label_of(knowledge_base: KnowledgeBase, commit: str) -> str:
         digest = knowledge_base.release(commit).answers_digest
     except PlumblineError:
         return ""  # its content is gone: the log goes on
-    found = Evaluations(knowledge_base.repository).verdicts(digest)
+    found = Evaluations(knowledge_base.repository).verdicts(digest, commit)
     return ", ".join(dict.fromkeys(verdict.label for verdict in found))

@@ -1,7 +1,6 @@
 """How two releases differ: documents as `git diff -M` tells them, chunks, settings."""
 
 from knowledge_base.documents import sha256_hex
-from knowledge_base.errors import ExpiredError, NotFoundError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import DOCUMENTS_PREFIX, DocumentChanges, order_paths, settings_difference
 from knowledge_base.renames import find_renames
@@ -57,14 +56,6 @@ def diff_documents(
     return document_changes(
         changes["added"], changes["changed"], changes["removed"], renamed, strip=DOCUMENTS_PREFIX
     )
-
-
-def same_documents(repository: Repository, left: str, right: str) -> bool:
-    """Whether two commits store the same documents, byte for byte. False when one of them is no more."""
-    try:
-        return next(repository.diff(left, right, type="two_dot", prefix=DOCUMENTS_PREFIX), None) is None
-    except (ExpiredError, NotFoundError):
-        return False
 
 
 def document_changes(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from knowledge_base.configuration import SETTINGS_PATH, settings_in
-from knowledge_base.errors import VersionStoreError
+from knowledge_base.errors import ExpiredError, NotFoundError, VersionStoreError
 from knowledge_base.findings import read_inspections
 from knowledge_base.home import KnowledgeBase, release_branches
 from knowledge_base.release import (
@@ -29,6 +29,14 @@ def is_restricted(repository: Repository, commit: str) -> bool:
         return "restricted" in repository.get_commit(commit).metadata
     except VersionStoreError:
         return True
+
+
+def same_documents(repository: Repository, left: str, right: str) -> bool:
+    """Whether two commits store the same documents, byte for byte. False when one of them is no more."""
+    try:
+        return next(repository.diff(left, right, type="two_dot", prefix=DOCUMENTS_PREFIX), None) is None
+    except (ExpiredError, NotFoundError):
+        return False
 
 
 class Restrictions:

@@ -10,7 +10,7 @@ import pytest
 from eval.admission import admit, admit_merge
 from eval.compare import compare_answers
 from eval.evaluate import evaluate_release
-from eval.evaluations import Evaluations, Tally
+from eval.evaluations import Evaluations, Tally, describe_evaluated
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
 from knowledge_base.home import EVALUATIONS, KnowledgeBase
@@ -165,6 +165,7 @@ def test_a_document_changed_behind_the_index_has_no_part_in_the_verdict_of_its_i
     assert evaluate_release(golden, "candidate", "main").status == "PASS"
     with repository.transact("candidate", message="change a document behind the index's back") as transaction:
         transaction.upload(f"{DOCUMENTS_PREFIX}new.md", b"# Ferries\n\nFerries leave at noon.\n")
+    assert describe_evaluated(golden, "candidate")["verdicts"] == []
     assert not admit(golden, "candidate").allowed
     assert not admit_merge(golden, repository.resolve("candidate")).allowed
     verdict = evaluate_release(golden, "candidate", "main")

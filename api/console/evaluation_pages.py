@@ -89,8 +89,8 @@ def _add_evaluations(router: APIRouter) -> None:
 
 def _chosen(at: Session, ref: str, against: str) -> Verdict:
     """The kept verdict on a ref: against that baseline where there is one, else any."""
-    digest = at.knowledge_base.release(ref).answers_digest
-    found = Evaluations(at.knowledge_base.repository).verdicts(digest)
+    release = at.knowledge_base.release(ref)
+    found = Evaluations(at.knowledge_base.repository).verdicts(release.answers_digest, release.commit)
     if not found:
         raise NotFoundError("evaluation", ref[:16], hint="Start one on the page of evaluations.")
     return next((one for one in found if against and one.baseline == against), found[-1])
