@@ -30,7 +30,7 @@ _ADDRESS = re.compile(
     r"(?:/[^\s<>\"'`\])]*)?",
     re.IGNORECASE,
 )
-_LINK = re.compile(r"!?\[([^\]\n]*)\]\(([^)\n]*)\)")
+_LINK = re.compile(r"!?\[([^\[\]\n]*)\]\(([^)\n]*)\)")
 _RUN = re.compile(r"\w+")
 _DIGIT = re.compile(r"\d")
 _LETTERS = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u04ff]{3,}")
