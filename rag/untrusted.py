@@ -30,7 +30,8 @@ _ADDRESS = re.compile(
     r"(?:/[^\s<>\"'`\])]*)?",
     re.IGNORECASE,
 )
-_LINK = re.compile(r"!?\[([^\[\]\n]*)\]\(([^)\n]*)\)")
+_LINK = re.compile(r"!?\[([^\[\]\n]*)\]\(([^)]*)\)")
+_TARGET = re.compile(r"\](?=\(([^)]*)\))")
 _RUN = re.compile(r"\w+")
 _DIGIT = re.compile(r"\d")
 _LETTERS = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u04ff]{3,}")
@@ -170,9 +171,12 @@ def without_foreign_links(text: str, known: Iterable[str]) -> str:
     everything = "\n".join(known).lower()
 
     def is_known(target: str) -> bool:
-        return "".join(target.split()[:1]).strip("<>").lower() in everything
+        first = "".join(target.split()[:1]).lower()
+        return (first[1:-1] if first.startswith("<") and first.endswith(">") else first) in everything
 
-    return _LINK.sub(lambda link: link[0] if is_known(link[2]) else link[1], text)
+    text = _LINK.sub(lambda link: link[0] if is_known(link[2]) else link[1], text)
+    # Words with brackets among them keep theirs, but no target behind them.
+    return _TARGET.sub(lambda end: "]" if is_known(end[1]) else "] ", text)
 
 
 def terms(text: str) -> set[str]:

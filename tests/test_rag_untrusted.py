@@ -2,9 +2,10 @@
 
 import re
 import time
+from urllib.parse import unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -192,6 +193,18 @@ def test_links_to_elsewhere_keep_their_words() -> None:
 )
 def test_a_link_to_elsewhere_is_none_however_it_is_written(target: str) -> None:
     assert without_foreign_links(f"See [it]({target}).", ["Read https://docs.example/guide."]) == "See it."
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="[]()!/.ev<>\\\n ", max_size=30))
+@example("[n [1]](//evil)")
+@example("[x](\n//evil\n)")
+def test_no_brackets_make_a_link_that_no_text_says(said: str) -> None:
+    known = "read /e and e.v."
+    shown = without_foreign_links(said, [known])
+    tokens = [token for block in MarkdownIt().parse(shown) for token in block.children or ()]
+    targets = [str(token.attrs.get("href", token.attrs.get("src", ""))) for token in tokens]
+    assert all(unquote(target).lower() in known for target in targets), (shown, targets)
 
 
 def test_terms_are_beginnings_of_words_and_whole_numbers() -> None:
