@@ -44,7 +44,7 @@ class Search(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    question: str = Field(min_length=1, max_length=8000, json_schema_extra={"pattern": r"\S"})
+    question: str = Field(min_length=1, max_length=8000, json_schema_extra={"pattern": r"[^\s\x00]"})
     ref: str = Field(default=MAIN, min_length=1, max_length=200)
     top_k: TopK | None = None
     where: list[Annotated[str, Field(json_schema_extra={"pattern": CONDITION_PATTERN})]] = Field(

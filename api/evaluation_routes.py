@@ -85,7 +85,7 @@ class NewQuestion(Asked):
         }
     )
 
-    question: str = Field(min_length=1, max_length=8000, pattern=r"\S")
+    question: str = Field(min_length=1, max_length=8000, pattern=r"[^\s\x00]")
     id: str | None = Field(default=None, pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     answer: str | None = Field(default=None, max_length=8000)
     document: str | None = Field(default=None, max_length=1024)

@@ -2,22 +2,29 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from api.answering import Search
 from api.hosting import Host, Hosted
 from api.keys import Caller
 from api.serve_settings import ServeSettings
 from api.server import create_app
 from api.serving import Live
 from knowledge_base.durable import exclusive_lock
+from knowledge_base.errors import UsageError
 from knowledge_base.home import KnowledgeBase
 from rag.answer_log import AnswerLog
+from rag.engine import check_question
 from tests.running import running
 
 SETTINGS = """\
@@ -75,6 +82,16 @@ def run(address: str, folder: Path, *options: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
     found: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return found
+
+
+@given(
+    st.text(st.characters() | st.sampled_from("\0\x1c\x1f\x85\xa0\u2028\ufeff\n "), min_size=1, max_size=5)
+)
+@example("\0")
+def test_a_question_is_described_as_what_is_taken_for_one(text: str) -> None:
+    question = Search.model_json_schema()["properties"]["question"]
+    with nullcontext() if re.search(question["pattern"], text) else pytest.raises(UsageError):
+        check_question(text)
 
 
 def test_every_route_keeps_to_its_description(address: str, tmp_path: Path) -> None:
