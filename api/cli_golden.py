@@ -180,6 +180,8 @@ def _add(
             sys.stdout.write(f"{row['state']:>9}  {row['id']}  {row['question']}{reason}\n")
     said = f", {left_out} were asked already" if left_out else ""
     then = "; the next ingest commits it" if added else ""
+    if any(row.state == "candidate" for row in added):
+        then += ", and none is asked before `rag golden review --approve`"
     sys.stdout.write(f"{len(added)} question(s) added to golden/{name}.jsonl{said}{then}.\n")
 
 

@@ -1,7 +1,7 @@
 """Two questions in one, beside the same answerer that takes every question as one.
 
 Two questions of SQuAD on the same article, about different paragraphs as a rule, are joined by "and". Each
-side answers from the same retrieved passages; counted is whether the sentences that it quotes hold the gold
+side retrieves five passages, the second for the parts as well; counted is whether the sentences that it quotes hold the gold
 answers of both, of one at least, and of how many halves Plumbline says that it found none.
 """
 

@@ -16,6 +16,7 @@ from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import DOCUMENTS_PREFIX, Release
 from knowledge_base.values import canonical_json, fingerprint_id
 from rag.answer import Answer, Context
+from rag.conversation import split_question
 from rag.engine import Engine
 from rag.support import GROUNDING
 
@@ -164,6 +165,7 @@ def _is_complete(row: Row) -> bool:
 def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> str:
     """Names all that an answer is made from: question, passages, prompt, model and its settings."""
     retrieval = release.settings.retrieval
+    several = retrieval.queries > 1 or len(split_question(question)) > 1
     parts = {
         "question": question,
         "contexts": [[c.chunk_id, c.start, c.end] for c in contexts],
@@ -172,8 +174,8 @@ def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> 
         "embedder": release.manifest.embedder,
         "language": retrieval.language,
         "grounding": GROUNDING,
-        # Further queries are a model's own: which passages they find is known only by asking.
-        "release": release.answers_digest if retrieval.queries > 1 else "",
+        # Of several queries, which passages they find together is known only by asking.
+        "release": release.answers_digest if several else "",
     }
     return sha256_hex(canonical_json(parts))
 

@@ -12,13 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from knowledge_base.configuration import SETTINGS_PATH
 from knowledge_base.errors import DocumentError, InvalidPathError, SourceError
 from knowledge_base.naming import validate_path
-from knowledge_base.release import DOCUMENTS_PREFIX
+from knowledge_base.release import DOCUMENTS_PREFIX, GOLDEN_PREFIX, PROMPTS_PREFIX
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
+# What a folder that holds a knowledge base has beside it: settings, prompts and questions are no documents.
+_KNOWLEDGE_BASE = ".plumbline"
+_OWN = (SETTINGS_PATH, PROMPTS_PREFIX.rstrip("/"), GOLDEN_PREFIX.rstrip("/"))
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages"})
 _EVERYTHING = ("**",)
 
@@ -210,14 +214,15 @@ def _walk(collector: _Collector, folder: Path, depth: int | None) -> Iterator[tu
         inside = "".join(f"{part}/" for part in above)
         if depth is not None and len(above) + 1 >= depth:
             folders.clear()
-        wanted = (name for name in folders if name[0] != "." and name not in _SKIPPED_FOLDERS)
+        own = _OWN if _KNOWLEDGE_BASE in folders else ()
+        wanted = (name for name in folders if name[0] != "." and name not in {*_SKIPPED_FOLDERS, *own})
         folders[:] = sorted(name for name in wanted if not collector.excludes(f"{inside}{name}/"))
         for name in folders:
             link = os.path.join(here, name)
             if os.path.islink(link) and not _inside(link, folder):
                 collector.skip(f"{inside}{name}", "a link that leads outside the folder")
         for name in sorted(names):
-            if name[0] != ".":
+            if name[0] != "." and name not in own:
                 yield inside + name, os.path.join(here, name)
 
 

@@ -146,6 +146,8 @@ class Chain:
                 under.spend(usage, model.settings)
             except (ModelError, MissingExtraError) as error:
                 under.attempts.append(Attempt(model=model.name, error=error.message))
+        apart = asked_apart(asked.text, query, asked.history)
+        others += [part for part, _ in apart if part != query]
         found = self._retriever.search(query, asked.top_k, others=others, selection=asked.selection)
         under.queries, under.contexts = (query, *others), tuple(found)
 

@@ -10,6 +10,7 @@ import pytest
 
 from ingestion.sources import Sources, list_sources
 from knowledge_base.errors import DocumentError, SourceError
+from knowledge_base.home import KnowledgeBase
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -263,3 +264,14 @@ def test_listing_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_knowledge_bases_own_files_are_no_documents(empty_kb: KnowledgeBase) -> None:
+    root = empty_kb.root
+    for name in ("golden/main.jsonl", "docs/prompts/writing.md", "notes.md"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("# Something\n")
+    for folder, prefix in ((root, ""), (root.parent, f"{root.name}/")):
+        found = [file.path for file in list_sources([str(folder)]).files if file.path.startswith(prefix)]
+        assert found == [f"{prefix}docs/prompts/writing.md", f"{prefix}notes.md"]
+    assert [file.path for file in list_sources([str(root / "plumbline.toml")]).files] == ["plumbline.toml"]

@@ -30,6 +30,7 @@ def test_two_questions_in_one_are_both_answered(knowledge_base: KnowledgeBase) -
     answer = engine.ask("What is the default port of the server, and who founded the company?")
     assert {citation.path for citation in answer.citations} == {"install.md", "history.md"}
     assert not answer.unanswered
+    assert answer.queries[1:] == ("What is the default port of the server", "who founded the company?")
     assert answer.answer.count("[1]") == answer.answer.count("[2]") == 1
 
 
