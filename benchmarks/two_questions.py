@@ -1,8 +1,8 @@
 """Two questions in one, beside the same answerer that takes every question as one.
 
 Two questions of SQuAD on the same article, about different paragraphs as a rule, are joined by "and". Each
-side retrieves five passages, the second for the parts as well; counted is whether the sentences that it quotes hold the gold
-answers of both, of one at least, and of how many halves Plumbline says that it found none.
+side retrieves five passages, the second for the parts as well; counted is whether the sentences that it
+quotes hold the gold answers of both, of one at least, and of how many halves it says that it found none.
 """
 
 import json
