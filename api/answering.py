@@ -25,6 +25,8 @@ from rag.filters import CONDITION_PATTERN, parse_conditions
 
 _LOG = logging.getLogger(__name__)
 
+NOT_EMPTY = r"[^\s\x00]"
+"""Somewhere in a question: without it, it is one of blanks."""
 RELEASE_HEADER = "X-Plumbline-Release"
 """Carries the commit of the release that answered."""
 
@@ -44,7 +46,7 @@ class Search(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    question: str = Field(min_length=1, max_length=8000, json_schema_extra={"pattern": r"[^\s\x00]"})
+    question: str = Field(min_length=1, max_length=8000, json_schema_extra={"pattern": NOT_EMPTY})
     ref: str = Field(default=MAIN, min_length=1, max_length=200)
     top_k: TopK | None = None
     where: list[Annotated[str, Field(json_schema_extra={"pattern": CONDITION_PATTERN})]] = Field(

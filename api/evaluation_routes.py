@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from api import visible
 from api.access import Reader, Writer
+from api.answering import NOT_EMPTY
 from api.idempotency import IdempotencyKey
 from api.job_routes import Asked, Limit, start_job
 from api.jobs import Job, Work
@@ -85,7 +86,7 @@ class NewQuestion(Asked):
         }
     )
 
-    question: str = Field(min_length=1, max_length=8000, pattern=r"[^\s\x00]")
+    question: str = Field(min_length=1, max_length=8000, pattern=NOT_EMPTY)
     id: str | None = Field(default=None, pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     answer: str | None = Field(default=None, max_length=8000)
     document: str | None = Field(default=None, max_length=1024)

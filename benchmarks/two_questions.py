@@ -1,8 +1,8 @@
 """Two questions in one, beside the same answerer that takes every question as one.
 
 Two questions of SQuAD on the same article, about different paragraphs as a rule, are joined by "and". Each
-side retrieves five passages, the second for the parts as well; counted is whether the sentences that it
-quotes hold the gold answers of both, of one at least, and of how many halves it says that it found none.
+side retrieves five passages, the second for the parts as well; counted is whether these, and the
+sentences that it quotes, hold the gold answers of both, and of how many halves it says that it found none.
 """
 
 import json
@@ -50,10 +50,12 @@ def measure(count: int) -> dict[str, Any]:
         for first, second, question in asked:
             for name, answer in (("as one", _as_one), ("taken apart", _taken_apart)):
                 started = time.perf_counter()
-                quotes, unanswered = answer(engine, question)
+                passages, quotes, unanswered = answer(engine, question)
                 seconds = time.perf_counter() - started
+                known = [_holds(passages, gold[key]) for key in (first, second)]
                 found = [_holds(quotes, gold[key]) for key in (first, second)]
-                sides[name].append((all(found), any(found), len(quotes), unanswered, 1000 * seconds))
+                row = (all(known), all(found), any(found), len(quotes), unanswered, 1000 * seconds)
+                sides[name].append(row)
         engine.close()
     return {
         "questions": count,
@@ -65,20 +67,23 @@ def measure(count: int) -> dict[str, Any]:
 
 def _summary(rows: list[tuple[float, ...]]) -> dict[str, float]:
     *means, _ = np.mean(rows, axis=0)
-    named = zip(("both", "one at least", "quotes", "named unanswered"), map(float, means), strict=True)
-    return dict(named) | {"ms": float(np.median([row[-1] for row in rows]))}
+    names = ("both in passages", "both quoted", "one at least", "quotes", "named unanswered")
+    return dict(zip(names, map(float, means), strict=True)) | {
+        "ms": float(np.median([row[-1] for row in rows]))
+    }
 
 
-def _as_one(engine: Engine, question: str) -> tuple[list[str], int]:
-    settings = engine.release.settings
-    found = find_support(question, engine.search(question), engine.embedder, settings.retrieval.language)
+def _as_one(engine: Engine, question: str) -> tuple[list[str], list[str], int]:
+    settings, passages = engine.release.settings, engine.search(question)
+    found = find_support(question, passages, engine.embedder, settings.retrieval.language)
     quoted = choose(found, minimum=settings.answer.min_support, maximum=settings.answer.max_sentences)
-    return [sentence.text for sentence in quoted], 0
+    return [passage.text for passage in passages], [sentence.text for sentence in quoted], 0
 
 
-def _taken_apart(engine: Engine, question: str) -> tuple[list[str], int]:
+def _taken_apart(engine: Engine, question: str) -> tuple[list[str], list[str], int]:
     answer = engine.ask(question)
-    return [citation.quote for citation in answer.citations], len(answer.unanswered)
+    passages = [passage.text for passage in answer.contexts]
+    return passages, [citation.quote for citation in answer.citations], len(answer.unanswered)
 
 
 def _holds(quotes: Iterable[str], gold: Iterable[str]) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from knowledge_base.configuration import SETTINGS_PATH
 from knowledge_base.errors import DocumentError, InvalidPathError, SourceError
+from knowledge_base.home import FOLDER
 from knowledge_base.naming import validate_path
 from knowledge_base.release import DOCUMENTS_PREFIX, GOLDEN_PREFIX, PROMPTS_PREFIX
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
 # What a folder that holds a knowledge base has beside it: settings, prompts and questions are no documents.
-_KNOWLEDGE_BASE = ".plumbline"
 _OWN = (SETTINGS_PATH, PROMPTS_PREFIX.rstrip("/"), GOLDEN_PREFIX.rstrip("/"))
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages"})
 _EVERYTHING = ("**",)
@@ -214,7 +214,7 @@ def _walk(collector: _Collector, folder: Path, depth: int | None) -> Iterator[tu
         inside = "".join(f"{part}/" for part in above)
         if depth is not None and len(above) + 1 >= depth:
             folders.clear()
-        own = _OWN if _KNOWLEDGE_BASE in folders else ()
+        own = _OWN if FOLDER in folders else ()
         wanted = (name for name in folders if name[0] != "." and name not in {*_SKIPPED_FOLDERS, *own})
         folders[:] = sorted(name for name in wanted if not collector.excludes(f"{inside}{name}/"))
         for name in folders:

@@ -45,6 +45,8 @@ WORK_PREFIX = "plumbline-work-"
 """Branches of commands under way; those of killed ones are swept by the next, so no person's may be one."""
 EVALUATIONS = "evaluations"
 """The branch that holds verdicts and golden answers: no release, and nothing is merged with it."""
+FOLDER = ".plumbline"
+"""What a folder with a knowledge base holds: its version store, index and caches."""
 _REPOSITORY = "knowledge"
 _REMOTE = "remote"
 
@@ -85,7 +87,7 @@ class KnowledgeBase:
         self.root = root
         self.repository = repository
         self.models = models
-        self.folder = root / ".plumbline"
+        self.folder = root / FOLDER
         self.cache = self.folder / "cache"
         self.lock_seconds = 10.0
         self.index: ServerIndex | None = None
@@ -100,7 +102,7 @@ class KnowledgeBase:
             StorageError: The disk refused.
         """
         _refuse_second(root)
-        store = open_version_store(str(root / ".plumbline"))
+        store = open_version_store(str(root / FOLDER))
         made = cls(root, store.create_repository(_REPOSITORY, default_branch=MAIN), models)
         made._set_up({})
         return made
@@ -138,7 +140,7 @@ class KnowledgeBase:
     @classmethod
     def open(cls, root: Path, models: Path, *, objects: Path | None = None) -> "KnowledgeBase":
         """Open the knowledge base in `root`. Raises NotAKnowledgeBaseError, UnavailableError."""
-        folder = root / ".plumbline"
+        folder = root / FOLDER
         if url := remote_of(root):
             return cls(root, open_version_store(url, objects).get_repository(repository_of(url)), models)
         if not (folder / f"{_REPOSITORY}.git").exists():
@@ -306,7 +308,7 @@ def repair_repository(root: Path, backup: Path | None, spares: list[bytes]) -> l
                 hint="Restore the server's database and object store, or use `rag copy`.",
             )
         return []
-    store = open_version_store(str(root / ".plumbline"))
+    store = open_version_store(str(root / FOLDER))
     return store.repair_repository(_REPOSITORY, default_branch=MAIN, backup=backup, spares=spares)
 
 
@@ -323,13 +325,13 @@ def repository_of(url: str) -> str:
 def remote_of(root: Path) -> str | None:
     """The URL of the repository whose working copy `root` is; None when it holds its own."""
     try:
-        return (root / ".plumbline" / _REMOTE).read_text("utf-8").strip() or None
+        return (root / FOLDER / _REMOTE).read_text("utf-8").strip() or None
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 def _refuse_second(root: Path) -> None:
-    if (root / ".plumbline" / f"{_REPOSITORY}.git").exists() or remote_of(root):
+    if (root / FOLDER / f"{_REPOSITORY}.git").exists() or remote_of(root):
         raise AlreadyExistsError(
             f"{root} already holds a knowledge base.", hint="Use it, or choose another folder."
         )
@@ -342,7 +344,7 @@ def find_root(start: Path) -> Path:
         NotAKnowledgeBaseError: There is none.
     """
     for folder in (start, *start.parents):
-        if (folder / ".plumbline" / f"{_REPOSITORY}.git").exists() or remote_of(folder):
+        if (folder / FOLDER / f"{_REPOSITORY}.git").exists() or remote_of(folder):
             return folder
     raise NotAKnowledgeBaseError(
         f"There is no knowledge base in {start} or above.", hint="Run `rag init`, or name one with --kb DIR."

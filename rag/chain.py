@@ -62,6 +62,8 @@ class _Under:
 
     question: Question
     queries: tuple[str, ...] = ()
+    apart: tuple[tuple[str, str], ...] = ()
+    """Each question in the one: as it is searched for, and as it was asked."""
     contexts: tuple[Context, ...] = ()
     usage: Usage = Usage()
     cost: float = 0.0
@@ -146,21 +148,20 @@ class Chain:
                 under.spend(usage, model.settings)
             except (ModelError, MissingExtraError) as error:
                 under.attempts.append(Attempt(model=model.name, error=error.message))
-        apart = asked_apart(asked.text, query, asked.history)
-        others += [part for part, _ in apart if part != query]
+        under.apart = asked_apart(asked.text, query, asked.history)
+        others += [part for part, _ in under.apart if part != query]
         found = self._retriever.search(query, asked.top_k, others=others, selection=asked.selection)
         under.queries, under.contexts = (query, *others), tuple(found)
 
     # -- without a language model --------------------------------------------------------------
 
     def _extract(self, under: _Under) -> Iterator[Event]:
-        asked = asked_apart(under.question.text, under.queries[0], under.question.history)
-        each = [self._quoted(query, own, under) for query, own in asked]
+        each = [self._quoted(query, own, under) for query, own in under.apart]
         places: dict[tuple[str, int], Sentence] = {}
         for sentence in chain.from_iterable(each):
             places.setdefault((sentence.context.path, sentence.start), sentence)
         quoted = list(places.values())
-        left = tuple(own for (_, own), some in zip(asked, each, strict=True) if quoted and not some)
+        left = tuple(own for (_, own), some in zip(under.apart, each, strict=True) if quoted and not some)
         citations = tuple(_quotation(i, s, self._release.commit) for i, s in enumerate(quoted, 1))
         text = " ".join(f"{shown(s.text)} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION
         yield Text(text=text)
