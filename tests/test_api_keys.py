@@ -66,6 +66,11 @@ def ask(address: str, key: str = "", path: str = "/v1/search", **headers: str) -
     return httpx.post(address + path, json=QUESTION, headers={**sent, **headers}, timeout=60)
 
 
+def random_part(secret: str) -> str:
+    """What only the owner knows of a key; it may hold any sign of base64, the underscore as well."""
+    return secret.split("_", 2)[2]
+
+
 # -- the keys themselves -----------------------------------------------------------------------
 
 
@@ -81,7 +86,7 @@ def test_a_key_is_known_by_its_secret_alone(keys: Keys, tmp_path: Path) -> None:
             keys.caller(wrong)
     keys.close()
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert secret.encode() not in kept and secret.split("_", 2)[2].encode() not in kept
+    assert secret.encode() not in kept and random_part(secret).encode() not in kept
 
 
 def test_a_revoked_key_opens_nothing_and_stays_in_the_list(keys: Keys, database: str) -> None:
@@ -139,7 +144,7 @@ def test_making_and_revoking_is_written_down_without_the_secret(keys: Keys) -> N
         "done",
     )
     assert created.about["role"] == "writer" and revoked.about["id"] == key.id
-    assert secret.rsplit("_", 1)[1] not in str([created, revoked])
+    assert random_part(secret) not in str([created, revoked])
     assert [entry.id for entry in keys.audit.entries(1, before=revoked.id)] == [created.id]
 
 
@@ -170,7 +175,7 @@ def test_from_the_first_key_on_every_request_needs_one(address: str, keys: Keys)
     assert refused.headers["www-authenticate"].startswith("Bearer")
     assert refused.headers["content-type"] == "application/problem+json"
     assert ask(address, secret).status_code == 200
-    assert ask(address, secret[:-2] + "xx").status_code == 401
+    assert ask(address, secret[:-3] + "---").status_code == 401
     assert ask(address, Authorization="Basic eDp5").status_code == 401
     keys.revoke(key.id, by=LOCAL)
     assert ask(address, secret).status_code == 401
@@ -319,7 +324,7 @@ def test_a_key_is_in_no_log(address: str, keys: Keys, caplog: pytest.LogCaptureF
     for sent in (secret, secret[:-1] + "-"):
         ask(address, sent)
         ask(address, sent, "/v1/nowhere")
-    assert secret.rsplit("_", 1)[1][:-1] not in caplog.text
+    assert random_part(secret)[:-1] not in caplog.text
 
 
 @pytest.mark.parametrize(
