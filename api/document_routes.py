@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as InPath
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from api.access import Reader, Session, Writer
 from api.idempotency import IdempotencyKey
@@ -24,6 +25,15 @@ Ref = Annotated[str, Query(min_length=1, max_length=200, description="Branch, ta
 Branch = Annotated[str, Query(min_length=1, max_length=100, description="Branch to publish on.")]
 Message = Annotated[str | None, Query(min_length=1, max_length=2000, description="Say what this release is.")]
 DocumentPath = Annotated[str, InPath(min_length=1, max_length=1024, description="Path of the document.")]
+
+
+class _Document(PathConvertor):
+    """The rest of a URL's path; Starlette's own leaves out the end of a line, and finds another document."""
+
+    regex = r"[\s\S]+"
+
+
+register_url_convertor("document", _Document())
 
 
 class DocumentEntry(BaseModel):
@@ -91,7 +101,7 @@ def _add_reading(router: APIRouter) -> None:
         more = page[-1].path if len(rest) > limit else None
         return DocumentPage(release=engine.release_ref, documents=page, total=len(paths), next=more)
 
-    @router.get("/documents/{path:path}")
+    @router.get("/documents/{path:document}")
     def read_document(
         path: DocumentPath,
         at: Reader,
@@ -113,7 +123,7 @@ def _add_reading(router: APIRouter) -> None:
 
 def _add_files(router: APIRouter) -> None:
     @router.get(
-        "/files/{path:path}",
+        "/files/{path:document}",
         response_class=Response,
         responses={200: {"content": {"application/octet-stream": {}}, "description": "Its bytes."}},
     )
@@ -157,7 +167,7 @@ def _add_changes(router: APIRouter) -> None:
                 partial(start_job, at, claim, work, response, spool, content=content)
             )
 
-    @router.delete("/documents/{path:path}", status_code=202)
+    @router.delete("/documents/{path:document}", status_code=202)
     def delete_document(
         path: DocumentPath,
         at: Writer,

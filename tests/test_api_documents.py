@@ -66,6 +66,13 @@ def test_a_document_comes_back_byte_for_byte_and_is_not_shown(client: httpx.Clie
     assert client.get("/v1/files/none.md").status_code == 404
 
 
+@pytest.mark.parametrize("route", ["documents", "files"])
+@pytest.mark.parametrize("path", ["%0A", "install.md%0A", "install.md%0D%0A", "%0Ainstall.md"])
+def test_a_line_break_in_a_path_is_part_of_it(client: httpx.Client, route: str, path: str) -> None:
+    missing = client.get(f"/v1/{route}/{path}")
+    assert (missing.status_code, missing.json()["title"]) == (404, "NotFoundError")
+
+
 def test_an_upload_adds_and_replaces_and_leaves_the_others(client: httpx.Client) -> None:
     with zipfile.ZipFile(archive := io.BytesIO(), "w") as packed:
         packed.writestr("inside.md", "# Inside\n\nNothing of this is read.\n")
@@ -88,6 +95,10 @@ def test_an_upload_adds_and_replaces_and_leaves_the_others(client: httpx.Client)
     assert job["result"]["published"] and job["result"]["documents"]["deleted"] == []
     listed = client.get("/v1/documents", params={"ref": job["result"]["commit"]}).json()
     assert listed["total"] == 7 and "inside.md" not in str(listed)
+    refused = finished(client, upload(client, {"packed.zip": archive.getvalue()}))
+    assert refused["state"] == "done" and not refused["result"]["published"]
+    rows = client.get("/jobs").text.split("<tr>")
+    assert "1 failed" in rows[2] and "1 added, 1 changed, 1 failed, 1 unchanged: " in rows[3]
 
 
 def test_a_document_in_quarantine_is_named(client: httpx.Client, knowledge_base: KnowledgeBase) -> None:
