@@ -30,7 +30,9 @@ _HELP = "A number opens that source, an empty line ends."
 
 @app.command()
 def ask(
-    question: Annotated[str | None, typer.Argument(help="The question; none with --chat.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="QUESTION", help="The question; none with --chat.")
+    ] = None,
     ref: Ref = "main",
     top_k: TopK = None,
     where: Where = None,
@@ -43,6 +45,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Answer with citations, or abstain."""
+    question = " ".join(words or ())
     if bool(question) == chat:
         raise UsageError(
             "Ask a question, or say --chat." if not chat else "--chat asks for the questions itself.",
@@ -59,18 +62,18 @@ def ask(
     if chat:
         _converse(knowledge_base, engine, top_k, conditions)
     elif stream:
-        events = engine.stream(question or "", top_k, where=conditions)
+        events = engine.stream(question, top_k, where=conditions)
         answer = _print_events(events) if as_json else _print_stream(events)
         _log(knowledge_base, answer)
     else:
-        answer = engine.ask(question or "", top_k, where=conditions)
+        answer = engine.ask(question, top_k, where=conditions)
         print_json(answer.as_json()) if as_json else print_answer(answer)
         _log(knowledge_base, answer)
 
 
 @app.command()
 def search(
-    question: Annotated[str, typer.Argument(help="The question.")],
+    words: Annotated[list[str], typer.Argument(metavar="QUESTION", help="The question.")],
     ref: Ref = "main",
     top_k: TopK = None,
     where: Where = None,
@@ -84,6 +87,7 @@ def search(
 
     knowledge_base = open_knowledge_base(kb)
     engine = _seen_by(as_groups, Engine.open(knowledge_base, ref), knowledge_base)
+    question = " ".join(words)
     results = engine.search(question, top_k, _conditions(where))
     value = {
         "question": question,

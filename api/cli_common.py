@@ -131,9 +131,10 @@ def kept_out(candidate: "IngestResult | Landing", as_json: bool) -> NoReturn:
     """End a command whose candidate the gate refused; with `as_json` the result has said why already."""
     if as_json:
         raise typer.Exit(1)
-    reasons = "; ".join(candidate.gate.get("reasons", [])) or candidate.verdict
+    from knowledge_base.lifecycle import listed_reasons
+
     raise CheckFailedError(
-        f"The gate kept it out of main: {reasons}.",
+        f"The gate kept it out of main:{listed_reasons(candidate.gate, candidate.verdict)}",
         hint=f"It waits on branch {candidate.branch!r}: `rag diff main {candidate.branch}` compares, "
         f"`rag promote {candidate.branch} --no-gate --reason ...` publishes it all the same.",
     )

@@ -33,6 +33,9 @@ def add(
     name: Annotated[
         str | None, typer.Option("--id", help="Its id (default: made from the question).")
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of the row that asks the same.")
+    ] = False,
     kb: Kb = None,
     as_json: Json = False,
 ) -> None:
@@ -40,7 +43,7 @@ def add(
     from pydantic import ValidationError
 
     from eval.golden import GoldenQuestion
-    from eval.golden_files import make_id
+    from eval.golden_files import GoldenFiles, make_id
 
     try:
         row = GoldenQuestion(
@@ -55,7 +58,15 @@ def add(
         )
     except ValidationError as error:
         raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ") + ".") from error
-    _add(open_knowledge_base(kb), [row], "added", as_json)
+    knowledge_base = open_knowledge_base(kb)
+    if not replace:
+        _add(knowledge_base, [row], "added", as_json)
+        return
+    new = GoldenFiles(knowledge_base).replace(row)
+    if as_json:
+        print_json({"replaced": new.model_dump(mode="json")})
+    else:
+        sys.stdout.write(f"{new.id} is what you said now; the next ingest commits it.\n")
 
 
 @app.command("import")
@@ -178,7 +189,7 @@ def _add(
         if row["id"] in new:
             reason = f" ({row['reason']})" if row["reason"] else ""
             sys.stdout.write(f"{row['state']:>9}  {row['id']}  {row['question']}{reason}\n")
-    said = f", {left_out} were asked already" if left_out else ""
+    said = f", {left_out} asked already (`add --replace` puts a row in another's place)" if left_out else ""
     then = "; the next ingest commits it" if added else ""
     if any(row.state == "candidate" for row in added):
         then += ", and none is asked before `rag golden review --approve`"

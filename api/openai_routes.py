@@ -114,7 +114,7 @@ def _conversation(messages: list[Message]) -> tuple[str, list[Turn]]:
 def _whole(model: str, answer: Answer, links: str) -> dict[str, Any]:
     message = {
         "role": "assistant",
-        "content": answer.answer,
+        "content": answer.answer + _left_open(answer),
         "refusal": None,
         "annotations": _annotations(answer, links),
     }
@@ -144,6 +144,8 @@ def _chunks(model: str, events: Iterable[Event], links: str, usage: bool) -> Gen
                     {"content": f"\n\n({event.attempt.model} failed; what stands above does not count.)\n\n"}
                 )
             elif event.event == "done":
+                if left := _left_open(event.answer):
+                    yield chunk({"content": left})
                 annotations = _annotations(event.answer, links)
                 yield chunk({"annotations": annotations}, "stop", plumbline=event.answer.as_json())
                 if usage:
@@ -152,6 +154,11 @@ def _chunks(model: str, events: Iterable[Event], links: str, usage: bool) -> Gen
     except PlumblineError as error:
         yield _data({"error": openai_error(problem_of(error))})
     yield "data: [DONE]\n\n"
+
+
+def _left_open(answer: Answer) -> str:
+    """What a reader of nothing but the text must know of it: the questions that were not answered."""
+    return "".join(f"\n\n(No supported answer to: {part})" for part in answer.unanswered)
 
 
 def _frame(model: str, name: str, kind: str) -> dict[str, Any]:

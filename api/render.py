@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rag.answer import Answer, Citation, Context
 
 _AROUND = 300
+_NOTHING = "Nothing found: the release holds no such documents (--where takes a folder as path=guides/*)."
 _UNFOLDED = 100_000
 
 
@@ -56,7 +57,8 @@ def print_ingest(result: "IngestResult") -> None:
     counts = {**documents.counts(), "unchanged": result.unchanged, "failed": len(result.failed)}
     if result.quarantined:
         counts["quarantined"] = len(result.quarantined)
-    console.print("documents  " + ", ".join(f"{count} {verb}" for verb, count in counts.items()))
+    if any(counts.values()):  # settings alone are ingested without a path
+        console.print("documents  " + ", ".join(f"{count} {verb}" for verb, count in counts.items()))
     for path, reason in result.failed:
         console.print(f"  [yellow]skipped[/] {escape(path)}: {escape(reason)}")
     print_findings(console, [f for i in result.inspections for f in i.as_json()], result.quarantined)
@@ -137,7 +139,7 @@ def print_answer(answer: "Answer", *, text: bool = True) -> None:
     for part in answer.unanswered:
         console.print(f"  [yellow]no supported answer to[/] {escape(part)}")
     if answer.abstained and not answer.contexts:
-        console.print("[dim]Nothing was found to answer from: `rag status` counts the documents.[/]")
+        console.print(f"[dim]{_NOTHING}[/]")
     if answer.abstained and answer.contexts:
         searched = " | ".join(query for query in answer.queries if query != answer.question)
         nearest = list(dict.fromkeys(context.path for context in answer.contexts))[:3]
@@ -185,7 +187,7 @@ def print_results(results: Sequence["Context"]) -> None:
         text = " ".join(result.text.split())
         console.print("   " + escape(text[:280] + ("..." if len(text) > 280 else "")))
     if not results:
-        console.print("Nothing found: the release holds no documents.")
+        console.print(_NOTHING)
 
 
 def print_log(entries: Sequence[Mapping[str, Any]]) -> None:

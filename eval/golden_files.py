@@ -79,6 +79,25 @@ class GoldenFiles:
             self._write(path, before + format_rows(added))
         return added
 
+    def replace(self, row: GoldenQuestion) -> GoldenQuestion:
+        """Put `row` in the place of the one that asks the same, whose id it takes.
+
+        Raises:
+            NotFoundError: Nothing asks the same.
+            SettingsError: A golden file cannot be read.
+            UsageError: There is no working copy.
+            StorageError: The disk refused.
+        """
+        with self._writing():
+            for path, text in self._texts().items():
+                rows = parse_rows(path, text)
+                for number, old in enumerate(rows):
+                    if plain(old.question) == plain(row.question):
+                        rows[number] = row.model_copy(update={"id": old.id}).hashed()
+                        self._write(path, format_rows(rows))
+                        return rows[number]
+        raise NotFoundError("golden question", row.question, hint="`rag golden list` lists them.")
+
     def set_state(self, ids: Sequence[str], state: State) -> list[GoldenQuestion]:
         """Give rows another state, where they stand.
 

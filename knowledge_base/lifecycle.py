@@ -79,6 +79,11 @@ class Landing:
         }
 
 
+def listed_reasons(gate: Mapping[str, Any], verdict: str) -> str:
+    """Why a gate said no, a line each, for the end of an error's message."""
+    return "".join(f"\n  - {reason}" for reason in gate.get("reasons") or [verdict])
+
+
 @contextmanager
 def work_branch(repository: Repository, head: str) -> Iterator[str]:
     """A branch from `head` that is gone at the end, however the block ends; sweeps older ones.
@@ -207,8 +212,11 @@ def promote(
             knowledge_base, candidate, MAIN, head, message or f"Promote {ref}", gate, keep=False
         )
         if not landing.published:
-            reasons = "; ".join(landing.gate.get("reasons", [])) or landing.verdict
-            raise CheckFailedError(f"The gate refuses {ref!r}: {reasons}.", hint="Nothing moved.")
+            raise CheckFailedError(
+                f"The gate refuses {ref!r}:{listed_reasons(landing.gate, landing.verdict)}",
+                hint=f"Nothing moved. `rag diff main {ref}` compares, `rag eval {ref}` shows every question, "
+                f"`rag promote {ref} --no-gate --reason ...` publishes it all the same.",
+            )
         if ref.startswith(CANDIDATE_PREFIX):
             with suppress(PlumblineError):  # main has moved: a name left over is no failure
                 repository.delete_branch(ref)

@@ -38,6 +38,17 @@ def test_conditions_narrow_what_is_searched(kb: Path) -> None:
     assert "not a condition" in rag("ask", PORT, "--where", "nonsense", cwd=kb, code=2)
 
 
+def test_a_question_needs_no_quotes(kb: Path) -> None:
+    loose = rag_json("ask", *PORT.split(), cwd=kb)
+    assert (loose["question"], loose["abstained"]) == (PORT, False)
+    assert rag_json("search", *PORT.split(), "--top-k", "1", cwd=kb)["question"] == PORT
+
+
+def test_conditions_that_no_document_meets_are_explained(kb: Path) -> None:
+    assert "path=guides/*" in rag("search", PORT, "--where", "path=api", cwd=kb)
+    assert "path=guides/*" in rag("ask", PORT, "--where", "path=api", cwd=kb)
+
+
 def test_a_stream_for_scripts_is_one_event_a_line(kb: Path) -> None:
     lines = rag("ask", PORT, "--stream", "--json", cwd=kb).splitlines()
     events = [json.loads(line) for line in lines]

@@ -53,6 +53,16 @@ def test_questions_are_added_imported_generated_reviewed_and_asked(
     assert "later PASS" in run("log")
 
 
+def test_a_question_with_a_wrong_path_is_mended_by_asking_it_again(run: Any) -> None:
+    added = run("golden", "add", "Who founded it?", "--document", "histroy.md", "--id", "founder")
+    assert "stale" in added
+    assert "--replace" in run("golden", "add", "Who founded it?", "--document", "history.md")
+    said = run("golden", "add", "Who founded it?", "--document", "history.md", "--replace")
+    assert said.startswith("founder is what you said now")
+    (row,) = json.loads(run("golden", "list", "--json"))
+    assert (row["id"], row["document"], row["state"]) == ("founder", "history.md", "approved")
+
+
 def test_what_is_not_committed_or_not_in_main_is_said_at_once(
     knowledge_base: KnowledgeBase, sources: Path, run: Any
 ) -> None:

@@ -129,6 +129,17 @@ def test_the_openai_client_streams(openai_client: openai.OpenAI) -> None:
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
 
 
+def test_a_client_that_shows_the_text_alone_shows_what_was_not_answered(openai_client: openai.OpenAI) -> None:
+    both = "Who founded the company and how far away is the moon?"
+    reply = openai_client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": both}])
+    text = reply.choices[0].message.content or ""
+    assert text.endswith("(No supported answer to: how far away is the moon?)")
+    parts = openai_client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": both}], stream=True
+    )
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == text
+
+
 def test_a_model_name_may_name_a_ref(
     openai_client: openai.OpenAI, knowledge_base: KnowledgeBase, tmp_path: Path
 ) -> None:

@@ -43,6 +43,18 @@ def test_added_rows_carry_the_hash_of_their_quote_and_occur_once(empty_kb: Knowl
         files.add([row.model_copy(update={"question": "Another?"})], "added")
 
 
+def test_a_row_takes_the_place_of_the_one_that_asks_the_same(empty_kb: KnowledgeBase) -> None:
+    files = GoldenFiles(empty_kb)
+    wrong = GoldenQuestion(id="p", question="What is the port?", document="instal.md")
+    other = GoldenQuestion(id="o", question="Who founded it?")
+    files.add([wrong, other], "imported")
+    mended = GoldenQuestion(id="new", question="what is the PORT?", document="install.md", quote="8420")
+    assert files.replace(mended) == mended.model_copy(update={"id": "p"}).hashed()
+    assert files.rows() == [mended.model_copy(update={"id": "p"}).hashed(), other]
+    with pytest.raises(NotFoundError, match="Where"):
+        files.replace(GoldenQuestion(id="w", question="Where is it?"))
+
+
 def test_csv_and_jsonl_are_imported_with_ragas_names_too(tmp_path: Path) -> None:
     table = tmp_path / "faq.csv"
     table.write_text(
