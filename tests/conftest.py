@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from api.settings import read_environment, silence
 from ingestion.pipeline import IngestOptions, ingest
@@ -22,6 +23,9 @@ from tests.lakefs_server import LakeFSServer, specification
 from tests.openapi import Specification
 
 silence()
+# No test is timed: the machine may be busy.
+settings.register_profile("plumbline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("plumbline")
 
 REAL_LAKEFS = os.environ.get("PLUMBLINE_TEST_LAKEFS_ENDPOINT")
 BACKENDS = ("git", "lakefs", "lakefs-real") if REAL_LAKEFS else ("git", "lakefs")

@@ -186,7 +186,7 @@ def knock(door: Door, data: st.DataObject) -> None:
     door.check(reply, groups)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_answer_and_no_result_tells_of_a_closed_document(door: Door, data: st.DataObject) -> None:
     knock(door, data)
@@ -196,7 +196,7 @@ def test_no_answer_and_no_result_tells_of_a_closed_document(door: Door, data: st
 def test_ten_thousand_chunks_and_none_of_a_closed_document(door: Door) -> None:
     door.chunks = 0
 
-    @settings(max_examples=1500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=1500, database=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
         knock(door, data)

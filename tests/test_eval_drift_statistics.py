@@ -62,7 +62,7 @@ def test_a_drift_is_seen() -> None:
     assert told_apart.interval[0] < told_apart.statistic < told_apart.interval[1]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000))
 def test_order_and_rotation_do_not_matter(seed: int) -> None:
     found, drawn = sample(3, shifted=0.2), np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def test_the_same_arrays_give_the_same_result() -> None:
     assert domain_classifier(sample(5), 7).p == domain_classifier(sample(5), 7).p
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=200), st.integers(1, 50))
 def test_thinning_keeps_few_of_each_block_and_whole_sides(blocks: list[int], per_side: int) -> None:
     values, numbers = np.zeros(len(blocks)), np.array(blocks)

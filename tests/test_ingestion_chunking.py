@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestion.chunking import Chunker
@@ -76,7 +76,7 @@ def check(document: Document, chunks: list[Chunk], size: int) -> None:
     assert not [i for i, hit in enumerate(covered) if not hit and not text[i].isspace()]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     text=st.one_of(st.text(max_size=400), st.lists(st.sampled_from(_PIECES), max_size=60).map("".join)),
     splitter=st.sampled_from(SPLITTERS),
@@ -220,7 +220,7 @@ def test_headings_are_not_joined_across_pages() -> None:
     assert [chunk.page for chunk in chunker("markdown", 40).split(document)] == [1, 2]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.sampled_from(["# One\n", "## Two\n", "words and words.\n\n", "- item\n", "```\n# x\n```\n"]))
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestion import readers, readers_text
@@ -224,7 +224,6 @@ def test_a_document_without_a_visible_character_is_refused(content: bytes) -> No
     assert reason("a.txt", content).startswith(("empty", "no text found"))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(["a.md", "a.html", "a.txt", "a.eml", "a.rtf", "a"]))
 def test_any_bytes_give_text_or_a_reason(content: bytes, name: str) -> None:
     try:

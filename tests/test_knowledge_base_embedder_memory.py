@@ -39,7 +39,7 @@ def real(models: Path) -> Any:
 WORDS = st.lists(st.sampled_from(["ferry", "port", "refund", "a key", "", "two words", "é"]), max_size=8)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(WORDS, max_size=6))
 def test_what_is_remembered_is_what_would_be_computed(real: Any, batches: list[list[str]]) -> None:
     remembering = RememberingEmbedder(Counting(real), size=3)

@@ -473,7 +473,6 @@ def run(examples: int, steps: int) -> None:
         max_examples=examples,
         stateful_step_count=steps,
         derandomize=True,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

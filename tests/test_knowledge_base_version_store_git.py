@@ -401,7 +401,7 @@ def become(repository: Repository, branch: str, files: Mapping[str, bytes]) -> N
             transaction.upload(path, data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=STEPS)
 def test_any_uploads_and_removals_equal_a_dict(
     scratch: GitRepository, steps: list[dict[str, bytes | None]]
@@ -426,7 +426,7 @@ def test_any_uploads_and_removals_equal_a_dict(
         assert list(content(scratch).items()) == sorted(model.items())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(base=FILES, ours=FILES, theirs=FILES)
 def test_any_merge_of_folders_equals_a_merge_of_dicts(
     scratch: GitRepository, base: dict[str, bytes], ours: dict[str, bytes], theirs: dict[str, bytes]
@@ -459,7 +459,7 @@ def test_any_message_and_metadata_survive_being_written(message: str, metadata: 
     assert parse_message(text.lstrip("\n")) == (message, metadata), "git drops newlines in front"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(path=st.text(min_size=1, max_size=20))
 def test_any_valid_path_comes_back_unchanged(scratch: GitRepository, path: str) -> None:
     try:

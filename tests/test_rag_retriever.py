@@ -123,7 +123,7 @@ def test_scores_do_not_depend_on_what_is_left_out(engine: Engine) -> None:
     assert len(query) == engine.embedder.dimension
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_outside_a_selection_is_ever_returned(engine: Engine, data: st.DataObject) -> None:
     count = engine.snapshot.chunk_count

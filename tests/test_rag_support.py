@@ -24,14 +24,14 @@ TEXTS = st.text(alphabet="abcdef 12.,!?\n#|-ÄßЖ文", min_size=1, max_size=120
 
 
 @given(text=TEXTS, other=TEXTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_quoted_sentence_is_supported(text: str, other: str) -> None:
     quoted = [text[start:end] for start, end in split_sentences(text)]
     assert support(quoted, [other, text]) == [1.0] * len(quoted)
 
 
 @given(made=st.lists(TEXTS, max_size=4), contexts=st.lists(TEXTS, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_support_is_a_probability_and_the_same_each_time(made: list[str], contexts: list[str]) -> None:
     scores = support(made, contexts)
     assert len(scores) == len(made)
@@ -114,7 +114,7 @@ def test_the_reader_catches_what_counting_lets_pass(passage: str, right: str, wr
 
 
 @given(made=st.lists(TEXTS, max_size=4), contexts=st.lists(TEXTS, max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_reader_judges_any_text_and_the_same_each_time(made: list[str], contexts: list[str]) -> None:
     scores = support(made, contexts, read=True)
     assert len(scores) == len(made)

@@ -71,7 +71,7 @@ def test_a_backtick_without_partner_cannot_turn_code_into_text() -> None:
     assert not loads(harmless("```\n<img src=x>\n```", lead="\n     "))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.text(alphabet="`![]()<>i/: \nmgjavscript", max_size=30), max_size=4))
 def test_no_pieces_together_load_anything(pieces: list[str]) -> None:
     assert not loads(" ".join(harmless(piece) for piece in pieces if not piece.startswith(("```", "~~~"))))
@@ -130,7 +130,7 @@ _MARKS = [
 _MARKS += ["x](u)", "<img src=x>", "[a]: u\n", "![a]", "\\", "!", "\n  ```\n", "\n- ", "\n> ```\n"]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.sampled_from(_MARKS), max_size=10).map("".join))
 def test_a_reply_loads_nothing(said: str) -> None:
     assert not loaded(said)
@@ -195,7 +195,7 @@ def test_a_link_to_elsewhere_is_none_however_it_is_written(target: str) -> None:
     assert without_foreign_links(f"See [it]({target}).", ["Read https://docs.example/guide."]) == "See it."
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="[]()!/.ev<>\\\n ", max_size=30))
 @example("[n [1]](//evil)")
 @example("[x](\n//evil\n)")

@@ -701,7 +701,7 @@ def test_revert_undoes_one_commit(repository: Repository) -> None:
 FILES = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([b"0", b"1", b"2"]), max_size=6)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(base=FILES, ours=FILES, theirs=FILES)
 def test_merge_equals_a_merge_of_dicts(
     store: VersionStore,
