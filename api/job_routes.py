@@ -1,6 +1,7 @@
 """The routes of jobs, and how other routes start one."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -43,18 +44,7 @@ def job_routes() -> APIRouter:
         limit: Limit = 100,
     ) -> JobPage:
         """List uploads, deletions, evaluations and promotions of the last week."""
-        found: list[Job] = []
-        for name in at.jobs.ids():
-            if after is not None and name >= after:
-                continue
-            try:
-                job = at.jobs.get(name)
-            except NotFoundError:
-                continue  # removed since it was listed
-            if state in (None, job.state):
-                found.append(visible.job(at, job))
-            if len(found) > limit:
-                break
+        found = look_at_all(at, limit + 1, state=state, after=after)
         return JobPage(jobs=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
 
     @router.get("/jobs/{id}")
@@ -75,10 +65,28 @@ def look(at: Session, id: str) -> Job:
 
     Raises NotFoundError.
     """
-    job = at.jobs.get(id)
-    if job.state == "done":
+    return _shown(at, [at.jobs.get(id)])[0]
+
+
+def look_at_all(at: Session, most: int, *, state: State | None = None, after: str | None = None) -> list[Job]:
+    """Up to `most` jobs older than `after`, newest first, each as `look` shows it."""
+    found: list[Job] = []
+    for name in at.jobs.ids():
+        if after is not None and name >= after:
+            continue
+        with suppress(NotFoundError):  # removed since it was listed
+            job = at.jobs.get(name)
+            if state in (None, job.state):
+                found.append(job)
+        if len(found) == most:
+            break
+    return _shown(at, found)
+
+
+def _shown(at: Session, jobs: Sequence[Job]) -> list[Job]:
+    if any(job.state == "done" for job in jobs):
         at.hosted.live.follow()
-    return visible.job(at, job)
+    return [visible.job(at, job) for job in jobs]
 
 
 def start_job(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,25 @@ def test_an_upload_adds_and_replaces_and_leaves_the_others(client: httpx.Client)
     assert refused["state"] == "done" and not refused["result"]["published"]
     rows = client.get("/jobs").text.split("<tr>")
     assert "1 failed" in rows[2] and "1 added, 1 changed, 1 failed, 1 unchanged: " in rows[3]
+
+
+@pytest.fixture
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that looks where main is when it is made to."""
+    monkeypatch.setattr("api.serving._LOOK_SECONDS", 600.0)
+
+
+@pytest.mark.parametrize("place", ["/v1/jobs", "/jobs", "/v1/jobs/{id}"])
+def test_what_a_job_published_is_served_once_it_is_seen_done(
+    seldom: None, client: httpx.Client, place: str
+) -> None:
+    reply = upload(client, {"printer.md": FACTS})
+    place = place.format(id=reply.json()["id"])
+    for _ in range(600):
+        if re.search(r'"state":"done"|>done<', client.get(place).raise_for_status().text):
+            break
+        time.sleep(0.1)
+    assert client.get("/v1/documents").json()["total"] == 7
 
 
 def test_a_document_in_quarantine_is_named(client: httpx.Client, knowledge_base: KnowledgeBase) -> None:

@@ -9,11 +9,10 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from api import visible
 from api.access import Reader, Session, Writer
 from api.console.pages import PageRoute, page, see
 from api.console.promotion_pages import GateSays, gate_says
-from api.job_routes import look, retry, start_job
+from api.job_routes import look, look_at_all, retry, start_job
 from api.jobs import Job, Work, files_in
 from api.uploads import receive_files
 from knowledge_base.errors import CheckFailedError, NotFoundError, PlumblineError
@@ -105,13 +104,7 @@ def _add_changes(router: APIRouter) -> None:
 def _add_jobs(router: APIRouter) -> None:
     @router.get("/jobs")
     def jobs(request: Request, at: Writer) -> Response:
-        found: list[Job] = []
-        for name in at.jobs.ids()[:_JOBS]:
-            try:
-                found.append(visible.job(at, at.jobs.get(name)))
-            except NotFoundError:
-                continue  # tidied away since it was listed
-        return page(request, at, "jobs.html", {"jobs": found})
+        return page(request, at, "jobs.html", {"jobs": look_at_all(at, _JOBS)})
 
     @router.get("/job")
     def job(request: Request, at: Writer, id: Annotated[str, Query(max_length=40)]) -> Response:
