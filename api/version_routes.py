@@ -211,6 +211,7 @@ def _add_moves(router: APIRouter) -> None:
             commit = _carried_out(at, claim, asked) or _roll_back(at, body, claim, asked)
             at.hosted.live.wake()  # of a shared store it would look seconds later
             done = RolledBack(commit=commit.id, content_of=commit.metadata["rollback"])
+            at.about.update(done.model_dump())
             claim.keep(asked, done.model_dump())
             return done
 

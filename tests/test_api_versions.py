@@ -76,6 +76,8 @@ def test_a_rollback_sent_twice_goes_back_once(client: httpx.Client, releases: li
     first = client.post("/v1/rollback", json={}, headers={"Idempotency-Key": "back"}).raise_for_status()
     again = client.post("/v1/rollback", json={}, headers={"Idempotency-Key": "back"}).raise_for_status()
     assert first.json() == again.json() and first.json()["content_of"] == releases[0]
+    written = [entry["about"] for entry in client.get("/v1/audit").json()["entries"]]
+    assert written[1] == {"reopen": False, **first.json()}
     other = client.post("/v1/rollback", json={"ref": releases[1]}, headers={"Idempotency-Key": "back"})
     assert other.status_code == 422
 

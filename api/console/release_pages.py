@@ -127,6 +127,7 @@ def _add_rollback(router: APIRouter) -> None:
             at.require("admin")
         with visible.reopening(at):
             commit = rollback(at.knowledge_base, ref, expected=expected, reopen=bool(reopen))
+        at.about.update(commit=commit.id, content_of=commit.metadata["rollback"])
         at.hosted.live.follow()
         return see(request, at, "/releases", done=commit.id)
 
