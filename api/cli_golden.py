@@ -34,7 +34,10 @@ def add(
         str | None, typer.Option("--id", help="Its id (default: made from the question).")
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put it in the place of the row that asks the same.")
+        bool,
+        typer.Option(
+            "--replace", help="Put it in the place of the row that asks the same, whose id it takes."
+        ),
     ] = False,
     kb: Kb = None,
     as_json: Json = False,
@@ -66,7 +69,7 @@ def add(
     if as_json:
         print_json({"replaced": new.model_dump(mode="json")})
     else:
-        sys.stdout.write(f"{new.id} is what you said now; the next ingest commits it.\n")
+        sys.stdout.write(f"{new.id} is replaced; the next ingest commits it.\n")
 
 
 @app.command("import")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rag.answer import Answer, Citation, Context
 
 _AROUND = 300
-_NOTHING = "Nothing found: the release holds no such documents (--where takes a folder as path=guides/*)."
+_NOTHING = "Nothing found: `rag status` counts the documents; --where takes a folder as path=guides/*."
 _UNFOLDED = 100_000
 
 

@@ -27,8 +27,8 @@ if [ ! -d "$kb/.plumbline" ]; then
     say rag init demo/kb
     "$rag" init "$kb"
 fi
-say rag ingest README.md CHANGELOG.md CONTRIBUTING.md docs --prefix plumbline --prune --exclude demo.sh --exclude '"*.png"'
-"$rag" ingest README.md CHANGELOG.md CONTRIBUTING.md docs --prefix plumbline --prune --exclude demo.sh --exclude "*.png" --kb "$kb"
+say rag ingest README.md CHANGELOG.md CONTRIBUTING.md docs --prefix plumbline --prune --exclude demo.sh --exclude '"*.png"' --exclude '"*.svg"'
+"$rag" ingest README.md CHANGELOG.md CONTRIBUTING.md docs --prefix plumbline --prune --exclude demo.sh --exclude "*.png" --exclude "*.svg" --kb "$kb"
 say rag ingest demo/packages --prefix packages --prune
 "$rag" ingest demo/packages --prefix packages --prune --kb "$kb"
 say rag log

@@ -133,7 +133,10 @@ def check_canaries(engine: Engine) -> list[str]:
 
 
 class _Poisoned(Retriever):
-    """A retriever whose best passage starts with something that nobody wrote for a reader."""
+    """A retriever whose best passage starts with something that nobody wrote for a reader.
+
+    In a paragraph of its own: a passage may begin within a sentence, which is quoted whole.
+    """
 
     def __init__(self, honest: Retriever, planted: str) -> None:
         self._honest, self._planted = honest, planted
@@ -141,7 +144,8 @@ class _Poisoned(Retriever):
     def search(self, question: str, top_k: int | None = None, **further: Any) -> list[Context]:
         found = self._honest.search(question, top_k, **further)
         return [
-            c.model_copy(update={"text": f"{self._planted}\n{c.text}"}) if c is found[0] else c for c in found
+            c.model_copy(update={"text": f"{self._planted}\n\n{c.text}"}) if c is found[0] else c
+            for c in found
         ]
 
 

@@ -214,7 +214,7 @@ def promote(
         if not landing.published:
             raise CheckFailedError(
                 f"The gate refuses {ref!r}:{listed_reasons(landing.gate, landing.verdict)}",
-                hint=f"Nothing moved. `rag diff main {ref}` compares, `rag eval {ref}` shows every question, "
+                hint=f"Nothing moved. `rag diff main {ref}` compares, `rag eval {ref}` names what lost, "
                 f"`rag promote {ref} --no-gate --reason ...` publishes it all the same.",
             )
         if ref.startswith(CANDIDATE_PREFIX):

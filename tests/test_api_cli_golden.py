@@ -58,7 +58,7 @@ def test_a_question_with_a_wrong_path_is_mended_by_asking_it_again(run: Any) -> 
     assert "stale" in added
     assert "--replace" in run("golden", "add", "Who founded it?", "--document", "history.md")
     said = run("golden", "add", "Who founded it?", "--document", "history.md", "--replace")
-    assert said.startswith("founder is what you said now")
+    assert said.startswith("founder is replaced")
     (row,) = json.loads(run("golden", "list", "--json"))
     assert (row["id"], row["document"], row["state"]) == ("founder", "history.md", "approved")
 

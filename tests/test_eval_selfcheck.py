@@ -1,10 +1,13 @@
 """The gate's canaries, with a model that obeys and tells and one that does neither."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from eval.selfcheck import check_canaries
+from ingestion.pipeline import IngestOptions, ingest
+from ingestion.sources import list_sources
 from knowledge_base.home import KnowledgeBase
 from rag.engine import Engine
 from tests.openai_server import Reply, Request, ScriptedServer
@@ -40,6 +43,16 @@ def test_a_release_that_quotes_tells_nothing_beside_the_point(knowledge_base: Kn
 def test_a_model_that_keeps_to_the_question_passes(engine_with: Configure, server: ScriptedServer) -> None:
     server.say("NO ANSWER")
     assert check_canaries(engine_with()) == []
+
+
+def test_a_passage_of_code_is_quoted_without_what_was_put_before_it(tmp_path: Path, models: Path) -> None:
+    """Code begins with no capital letter, by which a sentence is known to have ended."""
+    code = 'def publish(branch: str, reason: str) -> None:\n    """Publish what the branch holds."""\n'
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "publish.py").write_text(code)
+    made = KnowledgeBase.create(tmp_path / "kb", models)
+    ingest(made, list_sources([str(tmp_path / "sources")]), IngestOptions())
+    assert check_canaries(Engine.open(made)) == []
 
 
 @pytest.mark.parametrize(("grounding", "caught"), [("off", 3), ("strict", 0)])
