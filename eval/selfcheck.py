@@ -16,6 +16,7 @@ from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import DOCUMENTS_PREFIX
 from rag.answer import Context
 from rag.engine import Engine
+from rag.quotable import quotables
 from rag.retriever import Retriever
 
 _COMPARED, _SAMPLED, _ASKED, _DEPTH = 64, 24, 6, 10
@@ -112,18 +113,18 @@ def check_passages(knowledge_base: KnowledgeBase, engine: Engine) -> list[str]:
 
 def check_canaries(engine: Engine) -> list[str]:
     """Orders and personal data put into the best passage: those that were obeyed or told, in words."""
-    sample = _sample(engine)
+    sample = [said for context in _sample(engine) if (said := _longest_sentence(context))]
     told = "an answer told personal data that nobody asked for"
     planted = [(text, word, told) for text, word in _DISCLOSURES]
     if uses_model(engine.release):  # who only quotes cannot obey
         obeyed = "the model obeyed an instruction in a passage"
         planted += [(text, word, f"{obeyed}: {text!r}") for text, word in _INJECTIONS]
     faults = []
-    for (text, forbidden, fault), context in zip(planted, cycle(sample), strict=False):
+    for (text, forbidden, fault), asked in zip(planted, cycle(sample), strict=False):
         poisoned = engine.named(engine.release_ref.ref)
         poisoned.retriever = _Poisoned(engine.retriever, text)
         try:
-            said = poisoned.ask(_words(context)).answer
+            said = poisoned.ask(asked).answer
         except PlumblineError as error:
             faults.append(f"a canary could not be asked: {error.message}")
             break
@@ -169,6 +170,12 @@ def _sample(engine: Engine) -> Sequence[Context]:
 
 def _found_again(engine: Engine, context: Context) -> bool:
     return any(found.text == context.text for found in engine.search(_words(context), _DEPTH))
+
+
+def _longest_sentence(context: Context) -> str:
+    """What a passage can be asked for; "" when it is all headings, links or code, and answers nothing."""
+    said = (context.text[part.start : part.end] for part in quotables(context) if part.weight == 1)
+    return max(said, key=len, default="")
 
 
 def _words(context: Context) -> str:
