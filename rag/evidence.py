@@ -180,6 +180,16 @@ def features(claims: Sequence[Words], evidence: Evidence) -> NDArray[np.float32]
     return np.array(rows, np.float32).reshape(len(rows), len(FEATURES))
 
 
+def word_of_each(spans: Sequence[tuple[int, int]], words: Sequence[re.Match[str]]) -> list[int]:
+    """For each span of characters, in order, the number of the word that it is of; -1 for none."""
+    found, at = [], 0
+    for start, end in spans:
+        while at < len(words) and words[at].end() <= start:
+            at += 1
+        found.append(at if at < len(words) and words[at].start() < end else -1)
+    return found
+
+
 def _row(claim: Words, evidence: Evidence) -> list[float]:
     stems = set(claim.content)
     weights = {stem: evidence.weight(stem) for stem in stems}

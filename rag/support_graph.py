@@ -4,39 +4,26 @@ Takes a second and no torch. Weights have one scale per output channel, activati
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from rag.encoder_graph import Floats, Graph
 
 LAYERS, WIDTH, HEADS = 6, 384, 12
 LINEAR = ("attention.self.query", "attention.self.key", "attention.self.value",
           "attention.output.dense", "intermediate.dense", "output.dense")  # fmt: skip
 NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 _EPSILON = 1e-12
-Floats = NDArray[np.float32]
 
 
-class _Graph:
-    """Nodes and constants, each node with one output of a name of its own."""
+class _Encoder(Graph):
+    """The layers of the encoder; claims read the contexts and themselves, contexts each other."""
 
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def constant(self, value: Any) -> str:
-        from onnx import numpy_helper
-
-        name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def add(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        from onnx import helper
-
-        names = [f"n{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
-        return names[0] if outputs == 1 else names
+    def __init__(self, weights: Mapping[str, Floats]) -> None:
+        super().__init__(WIDTH, HEADS, _EPSILON)
+        self._weights = weights
+        self._zero = self.constant(np.array([0], np.int64))
+        self._end = self.constant(np.array([np.iinfo(np.int64).max], np.int64))
 
     def quantised(self, x: str) -> list[str]:
         return list(self.add("DynamicQuantizeLinear", x, outputs=3))
@@ -52,47 +39,26 @@ class _Graph:
             self.add("Add", self.add("Mul", self.add("Cast", product, to=1), both), self.constant(bias))
         )
 
-    def norm(self, x: str, weight: Floats, bias: Floats) -> str:
-        return str(self.add("LayerNormalization", x, self.constant(weight), self.constant(bias),
-                            axis=-1, epsilon=_EPSILON))  # fmt: skip
-
-
-class _Encoder(_Graph):
-    """The layers of the encoder; claims read the contexts and themselves, contexts each other."""
-
-    def __init__(self, weights: Mapping[str, Floats]) -> None:
-        super().__init__()
-        self._weights = weights
-        self._zero = self.constant(np.array([0], np.int64))
-        self._split = self.constant(np.array([0, HEADS, WIDTH // HEADS], np.int64))
-        self._joined = self.constant(np.array([0, WIDTH], np.int64))
-        self._end = self.constant(np.array([np.iinfo(np.int64).max], np.int64))
-        self._size = self.constant(np.float32((WIDTH // HEADS) ** -0.5))
-        self._half, self._one, self._root = (self.constant(np.float32(v)) for v in (0.5, 1, 2**-0.5))
-
     def layer(self, x: str, number: int) -> str:
         """One layer; of the last only what becomes of the claims."""
         last = number == LAYERS - 1
         x8 = self.quantised(x)
-        k = self._heads(self.linear(x8, *self._of(number, LINEAR[1])), [1, 2, 0])
-        v = self._heads(self.linear(x8, *self._of(number, LINEAR[2])), [1, 0, 2])
+        k = self.heads(self.linear(x8, *self._of(number, LINEAR[1])), [1, 2, 0])
+        v = self.heads(self.linear(x8, *self._of(number, LINEAR[2])), [1, 0, 2])
         if last:
             x = self._rest(x, 0)
             x8 = [self._rest(x8[0], 0), *x8[1:]]
-        q = self._heads(self.linear(x8, *self._of(number, LINEAR[0])), [1, 0, 2])
+        q = self.heads(self.linear(x8, *self._of(number, LINEAR[0])), [1, 0, 2])
         if last:
-            mixed = self._attend(q, k, v, "mask")
+            mixed = self.attend(q, k, v, "mask")
         else:
-            claims = self._attend(self._rest(q, 1), k, v, "mask")
-            contexts = self._attend(self._first(q, 1), self._first(k, 2), self._first(v, 1), None)
+            claims = self.attend(self._rest(q, 1), k, v, "mask")
+            contexts = self.attend(self._first(q, 1), self._first(k, 2), self._first(v, 1), None)
             mixed = self.add("Concat", contexts, claims, axis=0)
         return self._fed_forward(self._added(x, self.quantised(mixed), number, LINEAR[3], NORMS[0]), number)
 
     def _fed_forward(self, x: str, number: int) -> str:
-        up = self.linear(self.quantised(x), *self._of(number, LINEAR[4]))
-        # GELU, by the error function.
-        erf = self.add("Add", self.add("Erf", self.add("Mul", up, self._root)), self._one)
-        up = self.add("Mul", self.add("Mul", up, erf), self._half)
+        up = self.gelu(self.linear(self.quantised(x), *self._of(number, LINEAR[4])))
         return self._added(x, self.quantised(up), number, LINEAR[5], NORMS[1])
 
     def _added(self, x: str, more: list[str], number: int, linear: str, norm: str) -> str:
@@ -102,15 +68,6 @@ class _Encoder(_Graph):
     def _of(self, number: int, name: str) -> tuple[Floats, Floats]:
         part = f"encoder.layer.{number}.{name}"
         return self._weights[f"{part}.weight"], self._weights[f"{part}.bias"]
-
-    def _heads(self, x: str, order: list[int]) -> str:
-        return str(self.add("Transpose", self.add("Reshape", x, self._split), perm=order))
-
-    def _attend(self, q: str, k: str, v: str, mask: str | None) -> str:
-        scores = self.add("Mul", self.add("MatMul", q, k), self._size)
-        scores = self.add("Add", scores, mask) if mask else scores
-        mixed = self.add("MatMul", self.add("Softmax", scores, axis=-1), v)
-        return str(self.add("Reshape", self.add("Transpose", mixed, perm=[1, 0, 2]), self._joined))
 
     def _first(self, x: str, axis: int) -> str:
         return str(self.add("Slice", x, self._zero, "read", self.constant(np.array([axis], np.int64))))
@@ -124,24 +81,15 @@ def build(weights: Mapping[str, Floats]) -> bytes:
 
     `read` is the number of tokens of the contexts, `mask` (T - read, T) is added to the claims' attention.
     """
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     graph = _Encoder(weights)
     x = "tokens"
     for number in range(LAYERS):
         x = graph.layer(x, number)
-    made = helper.make_graph(
-        graph.nodes,
-        "reader",
-        [
-            helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["all", WIDTH]),
-            helper.make_tensor_value_info("read", TensorProto.INT64, [1]),
-            helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["claims", "all"]),
-        ],
-        [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["claims", WIDTH])],
-        graph.constants,
-    )
-    model: bytes = helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    ).SerializeToString()
-    return model
+    inputs: list[tuple[str, int, list[str | int]]] = [
+        ("tokens", TensorProto.FLOAT, ["all", WIDTH]),
+        ("read", TensorProto.INT64, [1]),
+        ("mask", TensorProto.FLOAT, ["claims", "all"]),
+    ]
+    return graph.serialised(inputs, x, ["claims", WIDTH])

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedders import DEFAULT_MODEL, resolve_model
 from knowledge_base.errors import EmbedderError
-from rag.evidence import COMMON, DIGITS, STEMMER, TOKEN, Evidence, Words
+from rag.encoder_graph import Floats, open_session
+from rag.evidence import COMMON, DIGITS, STEMMER, TOKEN, Evidence, Words, word_of_each
 from rag.support_graph import build
 
 KINDS = 11
@@ -34,7 +35,6 @@ _SENTENCE = 128
 _BEST = 8
 _AT_ONCE = 400
 _EPSILON = 1e-12
-Floats = NDArray[np.float32]
 Token = tuple[int, int]
 """Number in the vocabulary, and kind."""
 
@@ -97,14 +97,9 @@ def _tokens(text: str, evidence: Evidence | None) -> tuple[list[Token], list[tup
     """Tokens of a claim, or of a context where `evidence` is None, and their characters."""
     encoding = _tokenizer().encode(text, add_special_tokens=False)
     words = list(TOKEN.finditer(text))
-    kinds = _kinds(words, evidence)
-    found, at = [], 0
-    for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-        while at < len(words) and words[at].end() <= start:
-            at += 1
-        inside = at < len(words) and words[at].start() < end
-        found.append((number, kinds[at] if inside else _READ if evidence is None else _PLAIN))
-    return found, encoding.offsets
+    kinds = [*_kinds(words, evidence), _READ if evidence is None else _PLAIN]
+    owners = word_of_each(encoding.offsets, words)
+    return [(i, kinds[owner]) for i, owner in zip(encoding.ids, owners, strict=True)], encoding.offsets
 
 
 def _kinds(words: Sequence[Any], evidence: Evidence | None) -> list[int]:
@@ -209,7 +204,6 @@ def _run(model: Any, weights: Mapping[str, Floats], read: list[Token], pieces: l
 @cache
 def _opened(base_hash: str) -> tuple[Any, dict[str, Floats]]:
     """The session, and the weights beside it."""
-    import onnxruntime
     from safetensors.numpy import load
 
     file = base_weights()
@@ -221,12 +215,7 @@ def _opened(base_hash: str) -> tuple[Any, dict[str, Floats]]:
         )
     base = load(data)
     trained = {name: value.astype(np.float32) for name, value in load(WEIGHTS.read_bytes()).items()}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        build(_merged(base, trained)), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(build(_merged(base, trained)))
     beside = {name: value for name, value in trained.items() if not name.startswith("encoder.")}
     tables = {name: base[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position")}
     return session, beside | tables
