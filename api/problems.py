@@ -26,6 +26,7 @@ from knowledge_base.errors import (
     KeyReusedError,
     LockedError,
     MergeConflictError,
+    MissingExtraError,
     NoChangesError,
     NotFoundError,
     OutdatedError,
@@ -54,6 +55,7 @@ _STATUSES = {
     NotFoundError: 404,
     ExpiredError: 410,
     BusyError: 429,
+    MissingExtraError: 503,
     KeyReusedError: 422,
     **dict.fromkeys(_CONFLICTS, 409),
 }

@@ -4,11 +4,14 @@ The documents are the SQuAD paragraphs alone. Every question is answered once wi
 threshold then leaves what the answer's best sentence supports at least so well. The questions are on
 articles that the score was not trained on. "Unanswerable" rows are SQuAD 2.0 questions on the paragraphs' own
 topics that they do not answer: the hard kind; foreign ones are those questions of CLAP NQ that are kept for
-tests. AUROC is the chance that an answerable question has more support than one that is not.
+tests. AUROC is the chance that an answerable question has more support than one that is not. With `--reader`
+every question is asked once without that reader and once with it, in turn.
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,12 @@ from ingestion.sources import SourceFile, Sources
 from knowledge_base.home import KnowledgeBase
 from rag.engine import Engine
 
+NONE = "none"
 THRESHOLDS = (0.0, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
+
+
+Asked = list[tuple[float, bool]]
+"""Of each question the support of the best sentence, and whether that holds a gold answer."""
 
 
 def build(folder: Path, paragraphs: Sequence[str]) -> Engine:
@@ -33,6 +41,15 @@ def build(folder: Path, paragraphs: Sequence[str]) -> Engine:
         SourceFile(f"{number:06d}.md", content=text.encode()) for number, text in enumerate(paragraphs)
     )
     ingest(knowledge_base, Sources(files), IngestOptions())
+    return Engine.open(knowledge_base)
+
+
+def with_reader(folder: Path, reader: str) -> Engine:
+    """An engine over the same paragraphs whose release names that `answer.reader`."""
+    settings = folder / "plumbline.toml"
+    settings.write_text(settings.read_text().replace("min_support", f'reader = "{reader}"\nmin_support', 1))
+    knowledge_base = KnowledgeBase.open(folder, models_folder())
+    ingest(knowledge_base, Sources(()), IngestOptions())
     return Engine.open(knowledge_base)
 
 
@@ -48,20 +65,15 @@ def questions(data: Path, count: int) -> tuple[list[Question], list[Question], l
     return answerable, hard, foreign
 
 
-def ask(engine: Engine, questions: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[float, bool]]:
-    """(support of the first sentence, whether it holds a gold answer) of each question."""
-    results = []
-    for question, gold in questions:
-        answer = engine.ask(question)
-        best = max(answer.citations, key=lambda citation: citation.support, default=None)
-        quote = best.quote.lower() if best else ""
-        results.append((best.support if best else 0.0, any(text.lower() in quote for text in gold)))
-    return results
+def ask(engine: Engine, question: str, gold: Sequence[str]) -> tuple[float, bool]:
+    """(support of the best sentence, whether it holds a gold answer)."""
+    answer = engine.ask(question)
+    best = max(answer.citations, key=lambda citation: citation.support, default=None)
+    quote = best.quote.lower() if best else ""
+    return best.support if best else 0.0, any(text.lower() in quote for text in gold)
 
 
-def curve(
-    known: list[tuple[float, bool]], hard: list[tuple[float, bool]], foreign: list[tuple[float, bool]]
-) -> list[dict[str, Any]]:
+def curve(known: Asked, hard: Asked, foreign: Asked) -> list[dict[str, Any]]:
     """One row for each threshold."""
     rows = []
     for threshold in THRESHOLDS:
@@ -78,17 +90,36 @@ def curve(
     return rows
 
 
-def _share(rows: list[tuple[float, bool]], threshold: float) -> float:
+def _share(rows: Asked, threshold: float) -> float:
     return sum(support >= threshold and support > 0 for support, _ in rows) / len(rows)
 
 
-def separation(known: list[tuple[float, bool]], unknown: list[tuple[float, bool]]) -> float:
+def separation(known: Asked, unknown: Asked) -> float:
     """AUROC of the support of the best sentence as a sign that the question can be answered."""
     answerable = [True] * len(known) + [False] * len(unknown)
     return auroc(np.array(answerable), np.array([support for support, _ in known + unknown]))
 
 
-def plot(path: Path, known: list[tuple[float, bool]], unknown: dict[str, list[tuple[float, bool]]]) -> None:
+@dataclass
+class Side:
+    """What came of the questions of each kind, the answerable ones first, and what one took."""
+
+    kinds: dict[str, Asked]
+    milliseconds: float
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """One row for each threshold."""
+        return curve(*self.kinds.values())
+
+    @property
+    def separations(self) -> dict[str, float]:
+        """AUROC against each kind of question that cannot be answered."""
+        (_, known), *others = self.kinds.items()
+        return {name: separation(known, rows) for name, rows in others}
+
+
+def plot(path: Path, sides: Mapping[str, Side]) -> None:
     """Draw which share of each kind is answered, over all thresholds."""
     import matplotlib
 
@@ -98,10 +129,13 @@ def plot(path: Path, known: list[tuple[float, bool]], unknown: dict[str, list[tu
 
     figure, axes = pyplot.subplots(figsize=(5, 4))
     thresholds = np.linspace(0, 1, 201)
-    answered = [_share(known, t) for t in thresholds]
-    for name, rows in unknown.items():
-        label = f"{name} (AUROC {separation(known, rows):.2f})"
-        axes.plot([_share(rows, t) for t in thresholds], answered, label=label)
+    for reader, line in zip(sides, ("-", "--"), strict=False):
+        (_, known), *others = sides[reader].kinds.items()
+        answered = [_share(known, t) for t in thresholds]
+        for number, (kind, rows) in enumerate(others):
+            label = f"{kind}{'' if reader == NONE else f', {reader}'} (AUROC {separation(known, rows):.2f})"
+            shares = [_share(rows, t) for t in thresholds]
+            axes.plot(shares, answered, line, color=f"C{number}", label=label)
     axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":")
     axes.set(xlabel="unanswerable questions answered", ylabel="answerable questions answered")
     axes.legend(loc="lower right", frameon=False)
@@ -109,26 +143,26 @@ def plot(path: Path, known: list[tuple[float, bool]], unknown: dict[str, list[tu
     figure.savefig(path, metadata={"Date": None})
 
 
-def measure(count: int) -> dict[str, list[tuple[float, bool]]]:
-    """(support, rightness) of at most `count` questions of each kind; the first kind can be answered."""
+def measure(count: int, reader: str) -> dict[str, Side]:
+    """Ask at most `count` questions of each kind, without a reader and, where one is named, with it."""
     data = data_folder()
     paragraphs = [row["text"] for row in read_jsonl(data / "squad" / "dev-v2.0.paragraphs.jsonl")]
-    answerable, hard, foreign = questions(data, count)
+    kinds = dict(zip(("answerable", "on the topic", "foreign"), questions(data, count), strict=True))
     with scratch() as name:
-        engine = build(Path(name), paragraphs)
-        results = {
-            "answerable": ask(engine, [(q.question, q.gold) for q in answerable]),
-            "on the topic": ask(engine, [(q.question, ()) for q in hard]),
-            "foreign": ask(engine, [(q.question, ()) for q in foreign]),
-        }
-        engine.close()
-    return results
-
-
-def separations(results: dict[str, list[tuple[float, bool]]]) -> dict[str, float]:
-    """AUROC against each kind of unanswerable question."""
-    known, *unknown = results.items()
-    return {name: separation(known[1], rows) for name, rows in unknown}
+        engines = {NONE: build(Path(name), paragraphs)}
+        if reader != NONE:
+            engines[reader] = with_reader(Path(name), reader)
+        found: dict[str, dict[str, Asked]] = {side: {kind: [] for kind in kinds} for side in engines}
+        seconds: dict[str, list[float]] = {side: [] for side in engines}
+        for kind, asked in kinds.items():
+            for question in asked:
+                for side, engine in engines.items():
+                    begun = time.perf_counter()
+                    found[side][kind].append(ask(engine, question.question, question.gold))
+                    seconds[side].append(time.perf_counter() - begun)
+        for engine in engines.values():
+            engine.close()
+    return {side: Side(found[side], 1000 * float(np.median(seconds[side]))) for side in engines}
 
 
 def main() -> None:
@@ -136,18 +170,27 @@ def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--questions", type=int, default=1000, help="of each kind, at most")
     made.add_argument("--plot", type=Path, help="write the curve to this SVG or PNG")
+    made.add_argument("--reader", default=NONE, help="measure this answer.reader beside none: mpnet-1")
     arguments = made.parse_args()
-    results = measure(arguments.questions)
-    counts = {name: len(rows) for name, rows in results.items()}
-    table, separated = curve(*results.values()), separations(results)
+    sides = measure(arguments.questions, arguments.reader)
+    counts = {kind: len(rows) for kind, rows in sides[NONE].kinds.items()}
     if arguments.plot:
-        known, *unknown = results.items()
-        plot(arguments.plot, known[1], dict(unknown))
+        plot(arguments.plot, sides)
     if arguments.json:
-        print(json.dumps({"questions": counts, "curve": table, "auroc": separated}))
+        told = {
+            side: {"curve": one.curve, "auroc": one.separations, "milliseconds": one.milliseconds}
+            for side, one in sides.items()
+        }
+        print(json.dumps({"questions": counts, "readers": told}))
         return
-    show(f"Share of questions ({counts})", tuple(table[0]), [tuple(row.values()) for row in table])
-    show("Support tells answerable from", ("unanswerable questions", "AUROC"), list(separated.items()))
+    for side, one in sides.items():
+        title = f"Share of questions ({counts}), answer.reader = {side}"
+        show(title, tuple(one.curve[0]), [tuple(row.values()) for row in one.curve])
+    show(
+        "Support tells answerable from",
+        ("answer.reader", *next(iter(sides.values())).separations, "median ms"),
+        [(side, *one.separations.values(), one.milliseconds) for side, one in sides.items()],
+    )
 
 
 if __name__ == "__main__":

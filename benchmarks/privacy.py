@@ -70,7 +70,7 @@ def main() -> None:
     milliseconds = 1000 * (perf_counter() - started) / len(rows)
     alarms: dict[str, dict[str, int]] = defaultdict(dict)
     for name, texts in documents(data).items():
-        kinds = Counter(find.kind for text in texts for find in find_personal_data(text))
+        kinds = Counter(str(find.kind) for text in texts for find in find_personal_data(text))
         alarms[name] = {"documents": len(texts), **{kind: kinds[kind] for kind in KINDS.values()}}
     if arguments.json:
         print(json.dumps({"kinds": table, "documents": alarms, "milliseconds": milliseconds}))

@@ -13,7 +13,7 @@ from eval.scores import Scores
 from eval.selfcheck import check_canaries, check_passages, check_structure
 from eval.summary import summarize
 from knowledge_base.difference import diff_documents
-from knowledge_base.errors import DamagedError, EmbedderError, PlumblineError
+from knowledge_base.errors import DamagedError, EmbedderError, MissingExtraError, PlumblineError
 from knowledge_base.home import MAIN, KnowledgeBase
 from knowledge_base.release import (
     JUDGE_PROMPT,
@@ -194,7 +194,7 @@ class _Baseline:
             commit = self._release.commit
             try:
                 self._engine = Engine.open(self._knowledge_base, commit)
-            except (DamagedError, EmbedderError) as error:
+            except (DamagedError, EmbedderError, MissingExtraError) as error:
                 # An ingest that embeds everything anew because the model on this machine is another one
                 # ends up here: it must get a verdict, not an error that says to ingest.
                 self.obstacle = f"{commit[:12]} cannot be opened to compare with: {error.message}"

@@ -84,6 +84,8 @@ class AnswerSettings(ModelSettings):
 
     `fallbacks` are asked in turn when the model fails; a bare string is a model with the other settings
     at their defaults. `context_tokens` bounds the passages a model is given, in the embedder's tokens.
+    `reader` is the model that reads question and sentences before the extractive answerer quotes or abstains:
+    the trained one, so that a release pins its weights; others get another name.
     """
 
     model: str = Field(default=EXTRACTIVE, pattern=r"^(extractive|[a-z][a-z0-9_-]*:\S+)$")
@@ -92,6 +94,7 @@ class AnswerSettings(ModelSettings):
     context_tokens: int = Field(default=3000, ge=100, le=200_000)
     max_sentences: int = Field(default=3, ge=1, le=20)
     min_support: float = Field(default=0.5, ge=0, le=1)
+    reader: Literal["none", "mpnet-1"] = "none"
 
     @field_validator("fallbacks", mode="before")
     @classmethod
@@ -104,6 +107,11 @@ class AnswerSettings(ModelSettings):
     def models(self) -> tuple[ModelSettings, ...]:
         """Everyone who is asked, in turn."""
         return (self, *self.fallbacks)
+
+    @property
+    def reads(self) -> bool:
+        """Whether the reader is needed: it is set, and the extractive answerer is asked."""
+        return self.reader != "none" and any(model.model == EXTRACTIVE for model in self.models)
 
 
 class JudgeSettings(ModelSettings):

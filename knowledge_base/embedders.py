@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -282,12 +282,15 @@ def _weights_hash(source: Path, cache: Path) -> str:
 
 
 def _export(source: Path, folder: Path, recipe: str) -> None:
-    """Export in a process of its own: torch's half gigabyte of memory ends with it."""
-    command = [sys.executable, "-P", "-m", "knowledge_base.model_export", str(source), str(folder), recipe]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last: Any = done.stderr.strip().splitlines() or ["no message"]
+    if problem := run_apart("knowledge_base.model_export", str(source), str(folder), recipe):
         raise EmbedderError(
-            f"The model in {source} cannot be exported ({recipe}): {last[-1]}",
+            f"The model in {source} cannot be exported ({recipe}): {problem}",
             hint='Name a sentence-transformers model; static: needs pip install "plumbline[static]".',
         )
+
+
+def run_apart(module: str, *arguments: str) -> str:
+    """Run a module in a process of its own, so that its memory ends with it; what went wrong, or nothing."""
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""

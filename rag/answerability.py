@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rag.encoder_graph import open_session
 from rag.evidence import Words
+
+if TYPE_CHECKING:
+    from rag.answer_reader import AnswerReader
 
 FEATURES = (
     "overlap",
@@ -78,7 +82,7 @@ _ASKING = frozenset(
     "what when who which where how why whom whose much mani did doe do done name type kind".split()  # noqa: SIM905
 )
 _DEGREE = re.compile(r"\b(?:only|first|last|most|least|best|worst|never|always|every|all|\w{3,}est|not)\b")
-_OPPOSITES = """
+_OPPOSED = """
 after:before allowed:forbidden ancient:modern beginning:end best:worst better:worse bought:sold
 bottom:top cause:prevent caused:prevented created:destroyed decrease:increase decreased:increased
 different:same direct:indirect domestic:foreign earliest:latest early:late east:west eastern:western
@@ -99,14 +103,14 @@ begin:end start:finish add:remove added:removed agree:disagree agreed:disagreed
 
 def _opposites() -> dict[str, frozenset[str]]:
     known: dict[str, set[str]] = {}
-    for pair in _OPPOSITES.split():
+    for pair in _OPPOSED.split():
         one, other = pair.split(":")
         known.setdefault(one, set()).add(other)
         known.setdefault(other, set()).add(one)
     return {word: frozenset(others) for word, others in known.items()}
 
 
-_OPPOSITE = _opposites()
+OPPOSITES = _opposites()
 
 
 @dataclass(frozen=True)
@@ -125,19 +129,29 @@ class Candidate:
     weight: float = 1.0
 
 
-def answering(question: str, found: Sequence[Candidate], passages: Sequence[str]) -> list[float]:
-    """For each sentence how sure it is to answer the question, 0 to 1.
+def answering(
+    question: str, found: Sequence[Candidate], passages: Sequence[str], reader: "AnswerReader | None" = None
+) -> list[float]:
+    """For each sentence, nearest first, how sure it is to answer the question, 0 to 1.
 
     The best one has the probability that any of them answers; the others less, by how far they are behind.
+    A reader has a say in that probability, not in which sentence is best.
     """
     if not found:
         return []
     rows = features(question, found, passages)
     each = _sigmoid(_raw("sentences", rows)) * [candidate.weight for candidate in found]
+    odds = trees_odds(float(_raw("question", question_features(rows, each)[None])[0]), rows)
+    reading = reader.read(question, [candidate.text for candidate in found]) if reader else None
+    if reader and reading:
+        odds = reader.odds(odds, reading)
+    return [round(float(value), 4) for value in _sigmoid(np.array(odds)) * each / each.max()]
+
+
+def trees_odds(raw: float, rows: NDArray[np.float32]) -> float:
+    """Calibrated log-odds that any sentence answers, from what the trees say of the question."""
     facts = _facts()
-    raw = _raw("question", question_features(rows, each)[None])
-    answered = _sigmoid(facts["trees"] * raw + facts["nearness"] * nearness(rows) + facts["shift"])
-    return [round(float(value), 4) for value in answered * each / each.max()]
+    return float(facts["trees"] * raw + facts["nearness"] * nearness(rows) + facts["shift"])
 
 
 def question_features(rows: NDArray[np.float32], each: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -226,7 +240,7 @@ class _Asked:
             len(self.content),
             len(self.names),
             len(self.numbers),
-            float(any(word in _OPPOSITE for word in self.words.lower)),
+            float(any(word in OPPOSITES for word in self.words.lower)),
         ]
 
     def missing(self, here: Words, passage: frozenset[str], everything: frozenset[str]) -> list[float]:
@@ -254,9 +268,9 @@ class _Asked:
         numbers = {word for word in said if word[0].isdigit()} - self.numbers
         years = set(_YEAR.findall(here.text)) - self.numbers
         opposed = sum(
-            word not in said and bool(_OPPOSITE[word] & said)
+            word not in said and bool(OPPOSITES[word] & said)
             for word in self.words.lower
-            if word in _OPPOSITE
+            if word in OPPOSITES
         )
         right = {
             _NUMBER: bool(numbers),
@@ -294,11 +308,4 @@ def _facts() -> dict[str, Any]:
 
 @cache
 def _trees(model: str) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        (_MODELS / f"answerability_{model}.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session((_MODELS / f"answerability_{model}.onnx").read_bytes())

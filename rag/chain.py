@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from knowledge_base.configuration import EXTRACTIVE, AnswerSettings, ModelSettings, RetrievalSettings
 from knowledge_base.documents import sha256_hex
@@ -39,6 +40,9 @@ from rag.models import LanguageModel, cost
 from rag.quotable import shown
 from rag.retriever import Retriever
 from rag.writing import Draft, pack, write
+
+if TYPE_CHECKING:
+    from rag.answer_reader import AnswerReader
 
 ABSTENTION = "The knowledge base holds no supported answer to this question."
 
@@ -90,6 +94,7 @@ class Chain:
         prompts: Mapping[str, Prompt],
         release: ReleaseRef,
         prompt_hash: str,
+        reader: "AnswerReader | None" = None,
     ) -> None:
         self._retriever = retriever
         self._embedder = embedder
@@ -98,6 +103,7 @@ class Chain:
         self._prompts = prompts
         self._release = release
         self._prompt_hash = prompt_hash
+        self._reader = reader
         self._models = {m: LanguageModel(m) for m in answer.models if m.model != EXTRACTIVE}
 
     def stream(self, question: Question) -> Generator[Event, None, None]:
@@ -176,7 +182,8 @@ class Chain:
         return choose(found, minimum=self._answer.min_support, maximum=self._answer.max_sentences)
 
     def _supporting(self, question: str, under: _Under) -> list[Sentence]:
-        return find_support(question, under.contexts, self._embedder, self._retrieval.language)
+        language = self._retrieval.language
+        return find_support(question, under.contexts, self._embedder, language, self._reader)
 
     # -- with one ------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from rag.answer import Answer, Context, Done, Event, ReleaseRef, Turn
 from rag.retriever import Retriever
 
 if TYPE_CHECKING:
+    from rag.answer_reader import AnswerReader
     from rag.chain import Chain
     from rag.filters import Condition
     from rag.reranker import Reranker
@@ -53,6 +54,7 @@ class Engine:
         repository: Repository,
         reranker: "Reranker | None" = None,
         views: "_Views | None" = None,
+        reader: "AnswerReader | None" = None,
     ) -> None:
         self.release_ref = ReleaseRef(ref=ref, commit=release.commit)
         self.release = release
@@ -60,6 +62,7 @@ class Engine:
         self.embedder = embedder
         self._repository = repository
         self._reranker = reranker
+        self._reader = reader
         self._views = views or _Views()
         self.retriever = Retriever(snapshot, embedder, release.settings.retrieval, reranker)
 
@@ -72,7 +75,8 @@ class Engine:
         Raises:
             NotFoundError: There is no such ref.
             DamagedError: Its truth cannot be read, or this machine's embedder is not the release's.
-            EmbedderError: The embedding model or the reranker cannot be loaded.
+            EmbedderError: The embedding model, the reranker or the reader cannot be loaded.
+            MissingExtraError: The reader's weights are not installed.
         """
         release = knowledge_base.release(ref)
         wanted = release.settings.embedder
@@ -98,12 +102,24 @@ class Engine:
             from rag.reranker import CrossEncoderReranker
 
             reranker = CrossEncoderReranker(name)
-        return cls(ref, release, snapshot, embedder, knowledge_base.repository, reranker)
+        reader = None
+        if release.settings.answer.reads:
+            from rag.answer_reader import open_reader
+
+            reader = open_reader(knowledge_base.models)
+        return cls(ref, release, snapshot, embedder, knowledge_base.repository, reranker, reader=reader)
 
     def named(self, ref: str) -> "Engine":
         """The same engine for a request that asked for its release by another name."""
         return Engine(
-            ref, self.release, self.snapshot, self.embedder, self._repository, self._reranker, self._views
+            ref,
+            self.release,
+            self.snapshot,
+            self.embedder,
+            self._repository,
+            self._reranker,
+            self._views,
+            self._reader,
         )
 
     def seen_by(self, groups: frozenset[str], current: Access | None = None) -> "Engine":
@@ -128,7 +144,15 @@ class Engine:
             return None
         seen = self.snapshot.without(hidden)
         ref = self.release_ref.ref
-        return Engine(ref, seen.release, seen, self.embedder, self._repository, self._reranker)
+        return Engine(
+            ref,
+            seen.release,
+            seen,
+            self.embedder,
+            self._repository,
+            self._reranker,
+            reader=self._reader,
+        )
 
     def warm(self) -> None:
         """Do what the first question would wait for: open the caches, build the chain.
@@ -202,6 +226,7 @@ class Engine:
             prompts,
             self.release_ref,
             self.release.prompt_hash,
+            self._reader,
         )
 
     def _select(self, where: "Sequence[Condition]") -> Selection | None:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from knowledge_base.embedders import Embedder
 from knowledge_base.lexical import Analyzer
@@ -17,6 +18,9 @@ from knowledge_base.orders import is_order
 from rag.answer import Context
 from rag.answerability import Candidate, answering
 from rag.quotable import Quotable, quotables
+
+if TYPE_CHECKING:
+    from rag.answer_reader import AnswerReader
 
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 _QUESTION_WORDS = frozenset(
@@ -43,12 +47,16 @@ class Sentence:
 
 
 def find_support(
-    question: str, contexts: Sequence[Context], embedder: Embedder, language: str
+    question: str,
+    contexts: Sequence[Context],
+    embedder: Embedder,
+    language: str,
+    reader: "AnswerReader | None" = None,
 ) -> list[Sentence]:
     """Sentences of the passages with how well each supports an answer (0 to 1), best first."""
     found = candidates(question, contexts, embedder, language)
     passages = [context.text for context in contexts[:_PASSAGES_READ]]
-    supports = answering(question, [candidate for _, _, candidate in found], passages)
+    supports = answering(question, [candidate for _, _, candidate in found], passages, reader)
     scored = [
         _sentence(context, part, support) for (context, part, _), support in zip(found, supports, strict=True)
     ]

@@ -13,7 +13,7 @@ from eval.measure import Measurement
 from eval.metrics import Measures, citation_validity
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
-from knowledge_base.errors import DamagedError, SettingsError
+from knowledge_base.errors import DamagedError, MissingExtraError, PlumblineError, SettingsError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.lifecycle import Judgement
 from rag.answer import Answer
@@ -185,8 +185,15 @@ def test_a_citation_must_stand_in_the_document_at_the_commit_it_names(knowledge_
         assert citation_validity(answer.model_copy(update={"citations": (citation,)}), text) == 0.0
 
 
-def test_a_release_of_another_embedder_still_gets_a_verdict(
-    golden: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        DamagedError("The vectors come from another embedder."),
+        MissingExtraError("Its reader is not installed.", hint="Install it."),
+    ],
+)
+def test_a_release_still_gets_a_verdict_when_main_cannot_be_opened_here(
+    golden: KnowledgeBase, monkeypatch: pytest.MonkeyPatch, refusal: PlumblineError
 ) -> None:
     head = golden.repository.resolve("main")
     candidate = golden.repository.resolve("main~1")
@@ -195,13 +202,13 @@ def test_a_release_of_another_embedder_still_gets_a_verdict(
 
     def refuse_main(kb: KnowledgeBase, ref: str) -> Engine:
         if ref == head:
-            raise DamagedError("The vectors come from another embedder.")
+            raise refusal
         return opened(kb, ref)
 
     monkeypatch.setattr(Engine, "open", refuse_main)
     verdict = evaluate_release(golden, candidate, "main")
     assert (verdict.status, verdict.publishable) == ("INCOMPLETE", False)
-    assert "another embedder" in verdict.reasons[0]
+    assert refusal.message in verdict.reasons[0]
 
 
 def test_losing_a_required_document_shows(golden: KnowledgeBase, sources: Path) -> None:

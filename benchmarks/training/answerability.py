@@ -8,7 +8,7 @@ Titles, not questions, make the folds. Needs lightgbm (development only).
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ _ROUNDS = {"sentences": 300, "question": 250}
 _FOLDS = 4
 # Among the questions that a knowledge base is asked, more have an answer than in SQuAD 2.0.
 _ANSWERABLE = 0.75
+_FREE = 1e6
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def unseen_rows(counted: Sequence[Counted]) -> NDArray[np.float32]:
         model = fit_sentences([c for c in counted if c.fold != fold])
         for number, c in enumerate(counted):
             if c.fold == fold:
-                made[number] = question_features(c.rows, model.predict(c.rows))
+                made[number] = question_features(c.rows, np.asarray(model.predict(c.rows)))
     return np.array(made)
 
 
@@ -115,22 +116,33 @@ def unseen_questions(rows: NDArray[np.float32], counted: Sequence[Counted]) -> N
     return raw
 
 
+def judged(
+    counted: Sequence[Counted], rows: NDArray[np.float32]
+) -> tuple[list[Counted], NDArray[np.float32]]:
+    """Those that teach whether a question is answered: SQuAD 1.1's own, all answered, teach only by what."""
+    chosen = [i for i, c in enumerate(counted) if c.asked.question.source != "squad1" or c.asked.foreign]
+    return [counted[i] for i in chosen], rows[chosen]
+
+
 def calibrate(
-    raw: NDArray[np.float64], counted: Sequence[Counted]
+    scores: Mapping[str, NDArray[np.float64]], counted: Sequence[Counted], freedom: float = _FREE
 ) -> tuple[dict[str, float], NDArray[np.float64]]:
-    """Weights of the trees' log-odds and of nearness, and the log-odds that they make together.
+    """Weights of the scores, and the log-odds that they make together.
 
     As if _ANSWERABLE of the questions had an answer; the others are half on the topic, half foreign.
+    `freedom` is C of a LogisticRegression; below _FREE each weight is held back by its score's spread.
     """
     from sklearn.linear_model import LogisticRegression
 
-    inputs = np.stack([raw, [nearness(c.rows) for c in counted]], axis=1)
+    inputs = np.stack(list(scores.values()), axis=1)
     answerable, foreign = np.array([(c.asked.answerable, c.asked.foreign) for c in counted]).T
     weight = np.full(len(counted), _ANSWERABLE / answerable.sum())
     for kind in (foreign, ~answerable & ~foreign):
         weight[kind] = (1 - _ANSWERABLE) / 2 / kind.sum()
-    fitted = LogisticRegression(C=1e6).fit(inputs, answerable, sample_weight=weight * len(counted))
-    facts = {"trees": fitted.coef_[0, 0], "nearness": fitted.coef_[0, 1], "shift": fitted.intercept_[0]}
+    spread = inputs.std(axis=0) if freedom < _FREE else np.ones(len(scores))
+    inputs = inputs / spread
+    fitted = LogisticRegression(C=freedom).fit(inputs, answerable, sample_weight=weight * len(counted))
+    facts = dict(zip(scores, fitted.coef_[0] / spread, strict=True)) | {"shift": fitted.intercept_[0]}
     return {name: round(float(value), 4) for name, value in facts.items()}, fitted.decision_function(inputs)
 
 
@@ -156,13 +168,12 @@ def main() -> None:
 def learn(counted: Sequence[Counted], output: Path) -> None:
     """Train, calibrate, report, and write the models."""
     rows = unseen_rows(counted)
-    # All of SQuAD 1.1's questions have an answer: they teach which sentence, not whether.
-    both = np.array([c.asked.question.source != "squad1" or c.asked.foreign for c in counted])
-    judged = [c for c, chosen in zip(counted, both, strict=True) if chosen]
-    facts, odds = calibrate(unseen_questions(rows[both], judged), judged)
-    report(odds, judged)
-    answerable = np.array([c.asked.answerable for c in judged])
-    models = {"sentences": fit_sentences(counted), "question": fit_question(rows[both], answerable)}
+    both, rows = judged(counted, rows)
+    near = np.array([nearness(c.rows) for c in both])
+    facts, odds = calibrate({"trees": unseen_questions(rows, both), "nearness": near}, both)
+    report(odds, both)
+    answerable = np.array([c.asked.answerable for c in both])
+    models = {"sentences": fit_sentences(counted), "question": fit_question(rows, answerable)}
     hashes = {}
     for kind, model in models.items():
         trees = to_onnx(model)
