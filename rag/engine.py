@@ -53,8 +53,8 @@ class Engine:
         embedder: Embedder,
         repository: Repository,
         reranker: "Reranker | None" = None,
-        views: "_Views | None" = None,
         reader: "AnswerReader | None" = None,
+        views: "_Views | None" = None,
     ) -> None:
         self.release_ref = ReleaseRef(ref=ref, commit=release.commit)
         self.release = release
@@ -107,20 +107,18 @@ class Engine:
             from rag.answer_reader import open_reader
 
             reader = open_reader(knowledge_base.models)
-        return cls(ref, release, snapshot, embedder, knowledge_base.repository, reranker, reader=reader)
+        return cls(ref, release, snapshot, embedder, knowledge_base.repository, reranker, reader)
 
     def named(self, ref: str) -> "Engine":
         """The same engine for a request that asked for its release by another name."""
-        return Engine(
-            ref,
-            self.release,
-            self.snapshot,
-            self.embedder,
-            self._repository,
-            self._reranker,
-            self._views,
-            self._reader,
-        )
+        return self._over(ref, self.release, self.snapshot, self._views)
+
+    def _over(
+        self, ref: str, release: Release, snapshot: Snapshot, views: "_Views | None" = None
+    ) -> "Engine":
+        """An engine of the same models."""
+        models = (self.embedder, self._repository, self._reranker, self._reader)
+        return Engine(ref, release, snapshot, *models, views)
 
     def seen_by(self, groups: frozenset[str], current: Access | None = None) -> "Engine":
         """The release as a caller of those groups sees it: documents closed to them are not in it.
@@ -143,16 +141,7 @@ class Engine:
         if not hidden:
             return None
         seen = self.snapshot.without(hidden)
-        ref = self.release_ref.ref
-        return Engine(
-            ref,
-            seen.release,
-            seen,
-            self.embedder,
-            self._repository,
-            self._reranker,
-            reader=self._reader,
-        )
+        return self._over(self.release_ref.ref, seen.release, seen)
 
     def warm(self) -> None:
         """Do what the first question would wait for: open the caches, build the chain.

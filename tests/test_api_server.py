@@ -12,7 +12,7 @@ from api.server import create_app
 from api.serving import Live
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
-from knowledge_base.errors import DamagedError, StorageError
+from knowledge_base.errors import DamagedError, MissingExtraError, StorageError
 from knowledge_base.home import KnowledgeBase
 from knowledge_base.republishing import rollback
 from rag.answer_log import AnswerLog
@@ -116,6 +116,18 @@ def test_an_unexpected_error_is_a_problem_without_its_text(
     response = client.post("/v1/search", json=PORT_QUESTION)
     assert (response.status_code, response.json()["type"]) == (500, "urn:plumbline:InternalError")
     assert "secret" not in response.text
+
+
+def test_a_model_that_the_server_lacks_is_no_fault_of_the_request(
+    client: httpx.Client, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(ref: str) -> None:
+        raise MissingExtraError("The reader needs its weights.", hint="Run: pip install them")
+
+    monkeypatch.setattr(live, "engine", lacks)
+    response = client.post("/v1/search", json=PORT_QUESTION)
+    assert (response.status_code, response.json()["type"]) == (503, "urn:plumbline:MissingExtraError")
+    assert response.json()["hint"] == "Run: pip install them"
 
 
 def test_an_answer_log_that_fails_does_not_fail_the_answer(

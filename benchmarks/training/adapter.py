@@ -115,8 +115,8 @@ class Reader(nn.Module):
             if last:
                 x = x[n:]
             else:
-                own = [_split(t[:n], pad_read, contexts) for t in (q, k, v)]
-                mixed = torch.cat([_attend(*own, alone, contexts).index_select(0, inside), mixed])
+                q, k, v = (_split(t[:n], pad_read, contexts) for t in (q, k, v))
+                mixed = torch.cat([_attend(q, k, v, alone, contexts).index_select(0, inside), mixed])
             x = first(x + out(mixed))
             x = second(x + down(F.gelu(up(x))))
         return x.index_select(0, pad_said).view(runs, -1, WIDTH).float()
