@@ -16,6 +16,7 @@ from knowledge_base.home import KnowledgeBase
 from knowledge_base.release import DOCUMENTS_PREFIX, Release
 from knowledge_base.values import canonical_json, fingerprint_id
 from rag.answer import Answer, Context
+from rag.answerability import quoting
 from rag.conversation import split_question
 from rag.engine import Engine
 from rag.support import GROUNDING
@@ -163,7 +164,7 @@ def _is_complete(row: Row) -> bool:
 
 
 def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> str:
-    """Names all that an answer is made from: question, passages, prompt, model and its settings."""
+    """Names all that an answer is made from: question, passages, prompt, model, its settings, what quotes."""
     retrieval = release.settings.retrieval
     several = retrieval.queries > 1 or len(split_question(question)) > 1
     parts = {
@@ -174,6 +175,7 @@ def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> 
         "embedder": release.manifest.embedder,
         "language": retrieval.language,
         "grounding": GROUNDING,
+        "quoting": quoting() if release.settings.answer.quotes else "",
         # Of several queries, which passages they find together is known only by asking.
         "release": release.answers_digest if several else "",
     }

@@ -109,9 +109,14 @@ class AnswerSettings(ModelSettings):
         return (self, *self.fallbacks)
 
     @property
+    def quotes(self) -> bool:
+        """Whether the extractive answerer is asked, if only when a model fails."""
+        return any(model.model == EXTRACTIVE for model in self.models)
+
+    @property
     def reads(self) -> bool:
         """Whether the reader is needed: it is set, and the extractive answerer is asked."""
-        return self.reader != "none" and any(model.model == EXTRACTIVE for model in self.models)
+        return self.reader != "none" and self.quotes
 
 
 class JudgeSettings(ModelSettings):

@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -31,7 +31,7 @@ _PLAIN, _PAIRED, _SHARED, _NOVEL, _NAME, _NOVEL_NAME, _NUMBER, _NOVEL_NUMBER = r
 _READ, _READ_NAME, _READ_NUMBER, _ASKED = 8, 9, 10, 3
 """Kinds of what is read; _ASKED is added to that of a word that the question holds too."""
 SPECIAL, QUESTION, SENTENCE = 0, 1, 2
-READ_TOKENS, QUESTION_TOKENS = 112, 48
+PAGES, READ_TOKENS, QUESTION_TOKENS = 2, 112, 48
 _LEAST_ROOM = 8
 _CLS, _SEP = 0, 2
 _MODELS = Path(__file__).parent / "models"
@@ -60,7 +60,7 @@ class Reading:
 
 
 @dataclass
-class Pages:
+class Page:
     """`[CLS] sentence [SEP] ... [SEP] question [SEP]`, a number in each list for each token.
 
     `segments` says what it is part of; `places` has the number of its sentence (-1: none) and the characters
@@ -94,37 +94,42 @@ class _Text:
         self.names = [i > 0 and word[0][0].isupper() and word[0] != "I" for i, word in enumerate(words)]
 
 
-def encode(tokenizer: Any, question: str, sentences: Sequence[str]) -> Pages | None:
-    """What the model sees: of the sentences, nearest first, as many as have room, and the question.
+def encode(tokenizer: Any, question: str, sentences: Sequence[str]) -> list[Page]:
+    """What the model sees: the sentences, nearest first, on at most PAGES pages, each with the question.
 
-    None when either side has no token: then there is nothing to read.
+    A sentence for which a page has no room left stands on the next one. None are made when either side has
+    no token: then there is nothing to read.
     """
     asked = _Text(tokenizer, question)
-    parts: list[tuple[int, _Text]] = []
-    room = READ_TOKENS
-    for number, sentence in enumerate(sentences):
-        text = _Text(tokenizer, sentence)
-        if not text.ids or (parts and len(text.ids) > room):
-            continue
-        parts.append((number, text))
-        room -= len(text.ids)
-        if room < _LEAST_ROOM:
-            break
-    if not parts or not asked.ids:
-        return None
-    pages = Pages()
-    pages.add(_CLS, _READ, SPECIAL)
+    left = [(number, _Text(tokenizer, sentence)) for number, sentence in enumerate(sentences)]
+    left = [(number, text) for number, text in left if text.ids]
+    pages: list[Page] = []
+    while left and asked.ids and len(pages) < PAGES:
+        parts: list[tuple[int, _Text]] = []
+        room = READ_TOKENS
+        for number, text in left:
+            if room >= _LEAST_ROOM and (not parts or len(text.ids) <= room):
+                parts.append((number, text))
+                room -= len(text.ids)
+        left = [part for part in left if part not in parts]
+        pages.append(_page(asked, parts))
+    return pages
+
+
+def _page(asked: _Text, parts: Sequence[tuple[int, _Text]]) -> Page:
+    page = Page()
+    page.add(_CLS, _READ, SPECIAL)
     content = {s for s, word in zip(asked.stems, asked.lower, strict=True) if word not in COMMON}
     for number, text in parts:
         kinds = _read_kinds(text, content)
         for i in range(min(READ_TOKENS, len(text.ids))):
-            pages.add(text.ids[i], kinds[text.owners[i]], SENTENCE, (number, *text.spans[i]))
-        pages.add(_SEP, _READ, SPECIAL)
+            page.add(text.ids[i], kinds[text.owners[i]], SENTENCE, (number, *text.spans[i]))
+        page.add(_SEP, _READ, SPECIAL)
     kinds = _asked_kinds(asked, [text.stems for _, text in parts])
     for i in range(min(QUESTION_TOKENS, len(asked.ids))):
-        pages.add(asked.ids[i], kinds[asked.owners[i]], QUESTION, (-1, *asked.spans[i]))
-    pages.add(_SEP, _PLAIN, SPECIAL)
-    return pages
+        page.add(asked.ids[i], kinds[asked.owners[i]], QUESTION, (-1, *asked.spans[i]))
+    page.add(_SEP, _PLAIN, SPECIAL)
+    return page
 
 
 def _read_kinds(text: _Text, asked: set[str]) -> list[int]:
@@ -175,16 +180,31 @@ class AnswerReader:
     def read(self, question: str, sentences: Sequence[str]) -> Reading | None:
         """Read the question beside the sentences, nearest first; None when either has no token."""
         pages = encode(self.tokenizer, question, sentences)
-        if pages is None:
-            return None
-        feed = {"ids": np.array(pages.ids), "kinds": np.array(pages.kinds), "near": buckets(len(pages.ids))}
+        return together(map(self._read, pages)) if pages else None
+
+    def _read(self, page: Page) -> Reading:
+        feed = {"ids": np.array(page.ids), "kinds": np.array(page.kinds), "near": buckets(len(page.ids))}
         vectors: Floats = self._session.run(None, feed)[0]
-        return judged(self._heads, vectors, np.array(pages.segments))
+        return judged(self._heads, vectors, np.array(page.segments))
 
     def odds(self, trees: float, reading: Reading) -> float:
         """Log-odds that any sentence answers, from those by the trees alone and what was read."""
         seen = {"trees": min(trees, TREES_AT_MOST), **vars(reading)}
         return sum((self._weighed[name] * value for name, value in seen.items()), self._weighed["shift"])
+
+
+def together(readings: Iterable[Reading]) -> Reading:
+    """What pages say together, taken one by one: an answer on any of them is one.
+
+    Where a page answers more likely than not, no further one is asked for.
+    """
+    read = []
+    for reading in readings:
+        read.append(reading)
+        if reading.answers > 0:
+            break
+    span, answers = np.array([(one.span, one.answers) for one in read]).T
+    return Reading(_log_sum(span), _log_sum(answers))
 
 
 def judged(trained: Mapping[str, Floats], vectors: Floats, segments: NDArray[np.int64]) -> Reading:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from knowledge_base.documents import sha256_hex
+from knowledge_base.values import canonical_json
 from rag.encoder_graph import open_session
 from rag.evidence import Words
 
@@ -61,6 +63,8 @@ FEATURES = (
     "words",
 )
 _MODELS = Path(__file__).parent / "models"
+_FOUND_BY = "sentences-2"
+"""Counts up when rag.quotable or rag.extractive find other sentences: kept answers are then asked again."""
 _YEAR = re.compile(r"\b(?:1\d{3}|20\d\d)\b")
 _KINDS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -127,6 +131,14 @@ class Candidate:
     cosine: float
     passage_score: float
     weight: float = 1.0
+
+
+def quoting() -> str:
+    """Names what decides which sentences are quoted: the rule that finds them, trees and reader."""
+    from rag.answer_reader import facts
+
+    weights = canonical_json({"trees": _facts(), "reader": facts()})
+    return f"{_FOUND_BY} {sha256_hex(weights)[:12]}"
 
 
 def answering(

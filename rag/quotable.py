@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import PurePosixPath
 
+from knowledge_base.orders import is_order
 from knowledge_base.sentences import Unit, split_units
 from rag.answer import Context
 
 _MIN_WORDS = 4
 _MAX_CHARACTERS = 600
+_PART, _LEAD_IN = 300, 80
 _MAX_OBJECT = 300
 _POINTER_WEIGHT = 0.1
 
@@ -26,6 +28,7 @@ _ADDRESS = re.compile(r"^\[[^\]]+\]:\s.*|<?https?://\S+", re.MULTILINE)
 _LABEL = re.compile(r"(\*\*|__)[^*]+\1[:.]?")
 _LEAD = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+(?:\[[ xX]\][ \t]+)?")
 _QUOTE_MARK = re.compile(r"^[ \t]*>[ \t]?", re.MULTILINE)
+_PAUSE = re.compile(r"[;,][ \t\n]+")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _POINTS = re.compile(
     r"(?:(?:for|to|if)\b[^.]*?,\s*)?(?:please\s+|also\s+|you can\s+)*"
@@ -65,7 +68,8 @@ _COMMENTED = {
 class Quotable:
     """A span of a passage's text that may stand as an answer.
 
-    `searched` is what it is found by: its words, and for a row of a table those of its header.
+    `searched` is what it is found by: its words; for a row of a table those of its header, too, and for a
+    part of a long sentence those that it begins with.
     `weight` is less than 1 for what only says where to look.
     """
 
@@ -104,7 +108,40 @@ def _sentences(context: Context, *, comments: bool) -> Iterator[Quotable]:
         if not _states(unit, text, context, comments=comments):
             continue
         words = shown(text)
-        yield Quotable(unit.start, unit.end, words, _POINTER_WEIGHT if _points(text, words) else 1.0)
+        weight = _POINTER_WEIGHT if _points(text, words) else 1.0
+        for start, end in _parts(context.text, unit):
+            part = shown(context.text[start:end])
+            found_by = part if start == unit.start else f"{_beginning(words)} … {part}"
+            yield Quotable(start, end, found_by, weight)
+
+
+def _parts(text: str, unit: Unit) -> Iterator[tuple[int, int]]:
+    """The unit; where it is too long to quote, parts of it that end at commas and semicolons."""
+    if unit.end - unit.start <= _MAX_CHARACTERS:
+        yield unit.start, unit.end
+        return
+    # What is cut from an order does not look like one any more.
+    if unit.kind == "row" or is_order(text[unit.start : unit.end]):
+        return
+    pauses = [pause.end() for pause in _PAUSE.finditer(text, unit.start, unit.end)]
+    start = last = unit.start
+    for end in [*pauses, unit.end]:
+        if last > start and end - start > _PART:
+            yield from _part(text, start, last)
+            start = last
+        last = end
+    yield from _part(text, start, unit.end)
+
+
+def _part(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    words = text[start:end].rstrip(" \t\n,;")
+    if len(words) <= _MAX_CHARACTERS and len(_WORDS.findall(words)) >= _MIN_WORDS:
+        yield start, start + len(words)
+
+
+def _beginning(words: str) -> str:
+    """The first words of a long sentence, which say what its later parts are about."""
+    return words[:_LEAD_IN].rpartition(" ")[0]
 
 
 def _seen(text: str) -> Iterator[Unit]:
@@ -128,7 +165,7 @@ def _states(unit: Unit, text: str, context: Context, *, comments: bool) -> bool:
     """Whether a unit can say something: headings, code, questions and bare links cannot."""
     if unit.kind == "code" or (unit.kind == "heading" and not comments) or text in context.heading:
         return False
-    if len(text) > _MAX_CHARACTERS or text.endswith("?") or _MARKUP.search(text):
+    if text.endswith("?") or _MARKUP.search(text):
         return False
     plain = _ADDRESS.sub(" ", _LINK.sub(" ", _NO_WORDS.sub(" ", text)))
     return (

@@ -8,9 +8,11 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from benchmarks.training.answer_reader import take
-from benchmarks.training.answer_reader_data import Reading
+from benchmarks.training.answer_reader_data import Reading as Examples
 from benchmarks.training.answer_reader_model import Reader, predict
 from ingestion.pipeline import IngestOptions, ingest
 from ingestion.sources import list_sources
@@ -21,16 +23,19 @@ from rag import answer_reader_graph
 from rag.answer_reader import (
     ADAPTER,
     FACTS,
+    PAGES,
     QUESTION,
     QUESTION_TOKENS,
     READ_TOKENS,
     SENTENCE,
     AnswerReader,
+    Reading,
     adapter,
     buckets,
     encode,
     facts,
     open_reader,
+    together,
 )
 from rag.answer_reader_graph import INSTALL, base_files
 from rag.answerability import Candidate, answering
@@ -106,7 +111,7 @@ def test_the_graph_reads_as_the_network_that_was_trained(reader: AnswerReader) -
     weights, vocabulary = base_files(facts()["base"])
     network = Reader(weights)
     take(network, weights, adapter())
-    reading = Reading(vocabulary)
+    reading = Examples(vocabulary)
     questions = ["Who sold Louisiana to the United States?", "What is the capital of Peru?"]
     examples = [reading.example(question, [(text, ()) for text in SOLD]) for question in questions]
     for question, (span, _, answers) in zip(questions, predict(network, examples), strict=True):
@@ -124,22 +129,62 @@ def test_relative_positions_are_exact_when_near_and_coarse_when_far() -> None:
 
 
 def test_what_is_read_has_a_limit_and_keeps_the_nearest(tokenizer: Any) -> None:
-    pages = encode(tokenizer, "What is it? " * 40, ["The first one. " * 60, SOLD[0]])
-    assert pages
-    assert pages.segments.count(SENTENCE) == READ_TOKENS
-    assert pages.segments.count(QUESTION) == QUESTION_TOKENS
-    assert {number for number, *_ in pages.places} == {-1, 0}
+    pages = encode(tokenizer, "What is it? " * 40, ["The first one. " * 60, SOLD[0], *SOLD[1:] * 90])
+    assert len(pages) == PAGES
+    for page in pages:
+        assert page.segments.count(SENTENCE) <= READ_TOKENS
+        assert page.segments.count(QUESTION) == QUESTION_TOKENS
+    assert pages[0].segments.count(SENTENCE) == READ_TOKENS
+    assert [sorted({number for number, *_ in page.places})[:2] for page in pages] == [[-1, 0], [-1, 1]]
+
+
+LENGTHS = st.lists(st.integers(0, 130), max_size=12)
+
+
+@given(LENGTHS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_sentence_stands_on_one_page_at_most_and_none_is_passed_over(
+    tokenizer: Any, lengths: list[int]
+) -> None:
+    pages = encode(tokenizer, "Who?", [" ".join(["word"] * length) for length in lengths])
+    read = [sorted({number for number, *_ in page.places if number >= 0}) for page in pages]
+    numbers = [number for some in read for number in some]
+    assert len(numbers) == len(set(numbers))
+    left = {number for number, length in enumerate(lengths) if length} - set(numbers)
+    # The nearest that is left stood before no page with room for it.
+    for page in pages if left else []:
+        room = READ_TOKENS - page.segments.count(SENTENCE)
+        assert room < max(8, lengths[min(left)])
+    assert len(pages) == PAGES or not left
 
 
 def test_every_token_stands_for_its_characters(tokenizer: Any) -> None:
     question = "Who sold Louisiana?"
-    pages = encode(tokenizer, question, SOLD)
-    assert pages
-    texts = {SENTENCE: SOLD, QUESTION: [question]}
-    for token, segment, (number, start, end) in zip(pages.ids, pages.segments, pages.places, strict=True):
-        if segment in texts:
-            text = texts[segment][max(number, 0)][start:end]
-            assert tokenizer.id_to_token(token).removeprefix("##") == text.lower()
+    texts = {SENTENCE: SOLD * 6, QUESTION: [question]}
+    pages = encode(tokenizer, question, texts[SENTENCE])
+    assert len(pages) == PAGES
+    for page in pages:
+        for token, segment, (number, start, end) in zip(page.ids, page.segments, page.places, strict=True):
+            if segment in texts:
+                text = texts[segment][max(number, 0)][start:end]
+                assert tokenizer.id_to_token(token).removeprefix("##") == text.lower()
+
+
+def test_an_answer_on_the_second_page_is_read(reader: AnswerReader) -> None:
+    elsewhere = [f"The states along river number {n} were settled by farmers and traders." for n in range(9)]
+    question = "Who sold Louisiana to the United States?"
+    without, behind, alone = (reader.read(question, s) for s in (elsewhere, elsewhere + SOLD, SOLD))
+    assert without and behind and alone
+    assert without.answers < 0 < behind.answers < alone.answers + 0.5
+
+
+def test_pages_are_read_until_one_answers() -> None:
+    said = [Reading(-2.0, -1.0), Reading(3.0, 1.0), Reading(9.0, 9.0)]
+    left = iter(said)
+    found = together(left)
+    assert found.answers == pytest.approx(np.logaddexp(-1, 1))
+    assert found.span == pytest.approx(np.logaddexp(-2, 3))
+    assert list(left) == said[2:]
 
 
 @pytest.mark.parametrize(("question", "sentences"), [("Who?", []), ("Who?", [""]), ("\u200b", SOLD)])
@@ -182,7 +227,7 @@ def test_a_name_in_a_release_means_the_same_weights_for_ever() -> None:
     assert get_args(AnswerSettings.model_fields["reader"].annotation) == ("none", "mpnet-1")
     named = hashlib.sha256(ADAPTER.read_bytes()).hexdigest()
     assert facts()["adapter"] == named
-    assert hashlib.sha256(FACTS.read_bytes()).hexdigest()[:16] == "b1398c319f39cfd7"
+    assert hashlib.sha256(FACTS.read_bytes()).hexdigest()[:16] == "5a5e9f39f5f44cf6"
 
 
 def test_it_is_needed_only_where_sentences_are_quoted() -> None:

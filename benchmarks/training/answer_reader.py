@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ from benchmarks.training.answerability_asked import Asked, asked_once
 from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedders import DEFAULT_MODEL, load_embedder
-from rag.answer_reader import ADAPTER, FACTS, TREES_AT_MOST, facts
+from rag.answer_reader import ADAPTER, FACTS, TREES_AT_MOST, adapter, facts, together
+from rag.answer_reader import Reading as Said
 from rag.answer_reader_graph import CHANGE, LAYERS, LINEAR, base_files, merged
 from rag.answerability import trees_odds
 
@@ -231,14 +233,21 @@ def weigh(reader: Reader, reading: Reading, asked: Sequence[Asked]) -> dict[str,
     raw = unseen_questions(rows, counted)
     new = [i for i, c in enumerate(counted) if _is_new(c)]
     some = [counted[i] for i in new]
-    read = predict(reader, [reading.example(c.asked.question.question, found(c.asked)) for c in some])
-    scores = {name: read[:, SCORES.index(name)] for name in ("span", "answers")}
+    read = read_pages(reader, reading, [c.asked for c in some])
+    scores = {name: np.array([getattr(one, name) for one in read]) for name in ("span", "answers")}
     trees = np.array([trees_odds(raw[i], counted[i].rows) for i in new])
     report(trees, some)
     scores["trees"] = np.minimum(trees, TREES_AT_MOST)
     weights, odds = calibrate(scores, some, _FREEDOM)
     report(odds, some)
     return weights
+
+
+def read_pages(reader: Reader, reading: Reading, asked: Sequence[Asked]) -> list[Said]:
+    """What the reader says of all pages of each question, put together as for an answer."""
+    pages = [reading.examples(one.question.question, found(one)) for one in asked]
+    said = iter(predict(reader, [page for some in pages for page in some]).tolist())
+    return [together([Said(span, answers) for span, _, answers in islice(said, len(some))]) for some in pages]
 
 
 def _is_new(counted: Counted) -> bool:
@@ -253,7 +262,9 @@ def main() -> None:
     base_hash = facts()["base"]
     base, tokenizer = base_files(base_hash)
     asked, reading, reader = asked_once(options.asked), Reading(tokenizer), Reader(base, options.seed)
-    if options.start:
+    if options.start and options.start.resolve() == ADAPTER:
+        take(reader, base, adapter())
+    elif options.start:
         reader.load_state_dict(load_file(options.start))
     if options.epochs:
         learn(reader, reading, asked, options)
@@ -261,11 +272,11 @@ def main() -> None:
             save_file({name: p.detach().numpy() for name, p in reader.named_parameters()}, options.state)
     parts = shipped(reader, base, options.rank)
     take(reader, base, parts)
-    adapter = save(parts)
-    known: dict[str, Any] = {"adapter": sha256_hex(adapter), "base": base_hash, "rank": options.rank}
+    written = save(parts)
+    known: dict[str, Any] = {"adapter": sha256_hex(written), "base": base_hash, "rank": options.rank}
     # After everything there is nothing left that it has not seen.
     known["weighed"] = facts()["weighed"] if options.everything else weigh(reader, reading, asked)
-    (options.output / ADAPTER.name).write_bytes(adapter)
+    (options.output / ADAPTER.name).write_bytes(written)
     (options.output / FACTS.name).write_text(json.dumps(known, indent=1) + "\n")
     print(known)
 
@@ -274,7 +285,7 @@ def _arguments() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--asked", type=Path, required=True)
     made.add_argument("--output", type=Path, required=True)
-    made.add_argument("--start", type=Path, help="go on from what --state kept")
+    made.add_argument("--start", type=Path, help=f"go on from what --state kept, or from {ADAPTER}")
     made.add_argument("--state", type=Path, help="keep what was trained here, whole")
     made.add_argument("--epochs", type=float, default=2.2, help="0: only write what --start holds")
     made.add_argument("--rate", type=float, default=_RATE, help="of the topmost layer, at its highest")

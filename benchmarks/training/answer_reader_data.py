@@ -15,7 +15,7 @@ from benchmarks.answerability_data import Question
 from benchmarks.training.answer_reader_changes import Changes
 from benchmarks.training.answerability_asked import Asked
 from knowledge_base.sentences import split_sentences
-from rag.answer_reader import QUESTION, Pages, encode
+from rag.answer_reader import QUESTION, Page, encode
 
 Span = tuple[int, int]
 Sentence = tuple[str, Sequence[Span]]
@@ -37,7 +37,7 @@ class Example:
     `wrong` says of each token of the question whether it was changed, else _UNKNOWN.
     """
 
-    pages: Pages
+    page: Page
     starts: list[int]
     ends: list[int]
     wrong: list[int]
@@ -59,27 +59,42 @@ class Reading:
         wrong: Sequence[Span] | None = None,
         weight: float = 1.0,
     ) -> Example:
-        """`wrong`: characters of the question that were changed; None where that is not known.
+        """The first page. `wrong`: characters of the question that were changed; None where not known.
 
         Raises:
             ValueError: The question or all sentences are without a token.
         """
-        pages = encode(self._tokenizer, question, [text for text, _ in sentences])
-        if pages is None:
+        pages = self.examples(question, sentences, wrong, weight)
+        if not pages:
             raise ValueError(f"nothing to read: {question!r} beside {len(sentences)} sentences")
-        example = Example(pages, [], [], [_UNKNOWN] * len(pages.ids), weight)
-        for number, (_, spans) in enumerate(sentences):
-            for span in spans:
-                inside = [
-                    i for i, place in enumerate(pages.places) if place[0] == number and _in(span, place)
-                ]
-                if inside:
-                    example.starts.append(inside[0])
-                    example.ends.append(inside[-1])
-        for i, place in enumerate(pages.places):
-            if wrong is not None and pages.segments[i] == QUESTION:
-                example.wrong[i] = int(any(_in(span, place) for span in wrong))
-        return example
+        return pages[0]
+
+    def examples(
+        self,
+        question: str,
+        sentences: Sequence[Sentence],
+        wrong: Sequence[Span] | None = None,
+        weight: float = 1.0,
+    ) -> list[Example]:
+        """One of each page."""
+        pages = encode(self._tokenizer, question, [text for text, _ in sentences])
+        return [_labelled(page, sentences, wrong, weight) for page in pages]
+
+
+def _labelled(
+    page: Page, sentences: Sequence[Sentence], wrong: Sequence[Span] | None, weight: float
+) -> Example:
+    example = Example(page, [], [], [_UNKNOWN] * len(page.ids), weight)
+    for number, (_, spans) in enumerate(sentences):
+        for span in spans:
+            inside = [i for i, place in enumerate(page.places) if place[0] == number and _in(span, place)]
+            if inside:
+                example.starts.append(inside[0])
+                example.ends.append(inside[-1])
+    for i, place in enumerate(page.places):
+        if wrong is not None and page.segments[i] == QUESTION:
+            example.wrong[i] = int(any(_in(span, place) for span in wrong))
+    return example
 
 
 def _in(span: Span, place: tuple[int, int, int]) -> bool:
@@ -165,8 +180,8 @@ def _thinned(question: str, chance: random.Random) -> str:
 def batches(examples: Sequence[Example], tokens: int, chance: random.Random) -> list[list[Example]]:
     """Examples of like length together, at most `tokens` in a batch with its padding, in random order."""
     made: list[list[Example]] = [[]]
-    for example in sorted(examples, key=lambda e: len(e.pages.ids) + chance.random() * 16):
-        if made[-1] and len(example.pages.ids) * (len(made[-1]) + 1) > tokens:
+    for example in sorted(examples, key=lambda e: len(e.page.ids) + chance.random() * 16):
+        if made[-1] and len(example.page.ids) * (len(made[-1]) + 1) > tokens:
             made.append([])
         made[-1].append(example)
     chance.shuffle(made)

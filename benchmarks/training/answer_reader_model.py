@@ -56,7 +56,7 @@ class Batch:
         tokens, wrong = torch.full(shape, _PAD), torch.full(shape, -1)
         kinds, segments, starts, ends = (torch.zeros(shape, dtype=torch.long) for _ in range(4))
         for row, e in enumerate(examples):
-            read, length = e.pages, len(e.wrong)
+            read, length = e.page, len(e.wrong)
             for table, values in (
                 (tokens, read.ids),
                 (kinds, read.kinds),
