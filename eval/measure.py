@@ -165,17 +165,17 @@ def _is_complete(row: Row) -> bool:
 
 def answer_key(release: Release, question: str, contexts: Sequence[Context]) -> str:
     """Names all that an answer is made from: question, passages, prompt, model, its settings, what quotes."""
-    retrieval = release.settings.retrieval
+    retrieval, answer = release.settings.retrieval, release.settings.answer
     several = retrieval.queries > 1 or len(split_question(question)) > 1
     parts = {
         "question": question,
         "contexts": [[c.chunk_id, c.start, c.end] for c in contexts],
-        "answer": release.settings.answer.model_dump(mode="json"),
+        "answer": answer.model_dump(mode="json"),
         "prompts": release.prompt_hash,
         "embedder": release.manifest.embedder,
         "language": retrieval.language,
         "grounding": GROUNDING,
-        "quoting": quoting() if release.settings.answer.quotes else "",
+        "quoting": quoting(reads=answer.reads) if answer.quotes else "",
         # Of several queries, which passages they find together is known only by asking.
         "release": release.answers_digest if several else "",
     }

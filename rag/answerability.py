@@ -63,7 +63,7 @@ FEATURES = (
     "words",
 )
 _MODELS = Path(__file__).parent / "models"
-_FOUND_BY = "sentences-2"
+FOUND_BY = "sentences-2"
 """Counts up when rag.quotable or rag.extractive find other sentences: kept answers are then asked again."""
 _YEAR = re.compile(r"\b(?:1\d{3}|20\d\d)\b")
 _KINDS = tuple(
@@ -133,12 +133,12 @@ class Candidate:
     weight: float = 1.0
 
 
-def quoting() -> str:
-    """Names what decides which sentences are quoted: the rule that finds them, trees and reader."""
+def quoting(*, reads: bool) -> str:
+    """Names what decides which sentences are quoted: the rule that finds them, trees and any reader."""
     from rag.answer_reader import facts
 
-    weights = canonical_json({"trees": _facts(), "reader": facts()})
-    return f"{_FOUND_BY} {sha256_hex(weights)[:12]}"
+    weights = canonical_json({"trees": _facts(), "reader": facts() if reads else None})
+    return f"{FOUND_BY} {sha256_hex(weights)[:12]}"
 
 
 def answering(

@@ -37,7 +37,6 @@ from rag.conflicts import find_conflicts
 from rag.conversation import asked_apart, other_queries, stand_alone
 from rag.extractive import Sentence, choose, find_support
 from rag.models import LanguageModel, cost
-from rag.quotable import shown
 from rag.retriever import Retriever
 from rag.writing import Draft, pack, write
 
@@ -169,7 +168,7 @@ class Chain:
         quoted = list(places.values())
         left = tuple(own for (_, own), some in zip(under.apart, each, strict=True) if quoted and not some)
         citations = tuple(_quotation(i, s, self._release.commit) for i, s in enumerate(quoted, 1))
-        text = " ".join(f"{shown(s.text)} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION
+        text = " ".join(f"{s.said} [{i}]" for i, s in enumerate(quoted, 1)) or ABSTENTION
         yield Text(text=text)
         answer = self._made(under, EXTRACTIVE, text, citations)
         yield Done(answer=answer.model_copy(update={"unanswered": left}))

@@ -17,7 +17,7 @@ from knowledge_base.lexical import Analyzer
 from knowledge_base.orders import is_order
 from rag.answer import Context
 from rag.answerability import Candidate, answering
-from rag.quotable import Quotable, quotables
+from rag.quotable import Quotable, quotables, shown
 
 if TYPE_CHECKING:
     from rag.answer_reader import AnswerReader
@@ -37,12 +37,16 @@ _SENTENCES_JUDGED = 8
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of a retrieved passage, or a row; `start` and `end` count in the document's text."""
+    """A sentence of a retrieved passage, or a row; `start` and `end` count in the document's text.
+
+    `said` is how it stands in an answer.
+    """
 
     context: Context
     start: int
     end: int
     text: str
+    said: str
     support: float = 0.0
 
 
@@ -111,8 +115,10 @@ def choose(sentences: Sequence[Sentence], *, minimum: float, maximum: int) -> li
 
 def _sentence(context: Context, part: Quotable, support: float) -> Sentence:
     text = context.text[part.start : part.end]
+    before, after = part.marks
+    said = f"{before}{shown(text)}{after}"
     weighted = round(float(support * part.weight), 4)
-    return Sentence(context, context.start + part.start, context.start + part.end, text, weighted)
+    return Sentence(context, context.start + part.start, context.start + part.end, text, said, weighted)
 
 
 def _question_terms(question: str, analyzer: Analyzer) -> list[str]:

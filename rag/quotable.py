@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import PurePosixPath
 
 from knowledge_base.orders import is_order
@@ -12,7 +12,7 @@ from rag.answer import Context
 
 _MIN_WORDS = 4
 _MAX_CHARACTERS = 600
-_PART, _LEAD_IN = 300, 80
+_PART, _LEAD_IN, _LONGEST = 300, 80, 3000
 _MAX_OBJECT = 300
 _POINTER_WEIGHT = 0.1
 
@@ -25,10 +25,13 @@ _LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
 _HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|\{\{[%<].*?[%>]\}\}", re.DOTALL)
 _NO_WORDS = re.compile(rf"{_HIDDEN.pattern}|!\[[^\]]*\]\([^)]*\)", re.DOTALL)
 _ADDRESS = re.compile(r"^\[[^\]]+\]:\s.*|<?https?://\S+", re.MULTILINE)
+# Not in a comment, an image, a link or brackets, nor in a date.
+_PAUSE = re.compile(
+    rf"{_NO_WORDS.pattern}|{_LINK.pattern}|\([^()]*\)|(?P<pause>[;,][ \t\n]+(?![\d ]))", re.DOTALL
+)
 _LABEL = re.compile(r"(\*\*|__)[^*]+\1[:.]?")
 _LEAD = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+(?:\[[ xX]\][ \t]+)?")
 _QUOTE_MARK = re.compile(r"^[ \t]*>[ \t]?", re.MULTILINE)
-_PAUSE = re.compile(r"[;,][ \t\n]+")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _POINTS = re.compile(
     r"(?:(?:for|to|if)\b[^.]*?,\s*)?(?:please\s+|also\s+|you can\s+)*"
@@ -70,13 +73,14 @@ class Quotable:
 
     `searched` is what it is found by: its words; for a row of a table those of its header, too, and for a
     part of a long sentence those that it begins with.
-    `weight` is less than 1 for what only says where to look.
+    `weight` is less than 1 for what only says where to look; `marks` show where a sentence was cut.
     """
 
     start: int
     end: int
     searched: str
     weight: float = 1.0
+    marks: tuple[str, str] = ("", "")
 
 
 def quotables(context: Context) -> Iterator[Quotable]:
@@ -93,7 +97,7 @@ def shown(quote: str) -> str:
     """A quote as it stands in an answer: on one line, without bullets, links, emphasis and outer bars."""
     text = _NO_WORDS.sub("", _QUOTE_MARK.sub("", quote))
     text = _LINK.sub(r"\1", _LEAD.sub("", text, count=1) if _LEAD.match(text) else text)
-    text = re.sub(r"[ ]*\t+[ ]*", " | ", text.strip().replace("**", ""))
+    text = re.sub(r"(?<! ) *\t[\t ]*", " | ", text.strip().replace("**", ""))
     return " ".join(text.split()).removeprefix("| ").removesuffix(" |")
 
 
@@ -109,34 +113,35 @@ def _sentences(context: Context, *, comments: bool) -> Iterator[Quotable]:
             continue
         words = shown(text)
         weight = _POINTER_WEIGHT if _points(text, words) else 1.0
-        for start, end in _parts(context.text, unit):
-            part = shown(context.text[start:end])
-            found_by = part if start == unit.start else f"{_beginning(words)} … {part}"
-            yield Quotable(start, end, found_by, weight)
+        if len(text) <= _MAX_CHARACTERS:
+            yield Quotable(unit.start, unit.end, words, weight)
+        elif unit.kind != "row":
+            yield from _parts(context.text, unit, words, weight)
 
 
-def _parts(text: str, unit: Unit) -> Iterator[tuple[int, int]]:
-    """The unit; where it is too long to quote, parts of it that end at commas and semicolons."""
-    if unit.end - unit.start <= _MAX_CHARACTERS:
-        yield unit.start, unit.end
-        return
+def _parts(text: str, unit: Unit, words: str, weight: float) -> Iterator[Quotable]:
+    """Parts of a unit that is too long to quote, each from one comma or semicolon to another."""
+    found = _PAUSE.finditer(text, unit.start, unit.end)
+    edges = [unit.start, *(one.end() for one in found if one["pause"]), unit.end]
+    spans = list(pairwise(edges))
     # What is cut from an order does not look like one any more.
-    if unit.kind == "row" or is_order(text[unit.start : unit.end]):
+    if any(is_order(text[start:end]) for start, end in [(unit.start, unit.end), *spans]):
         return
-    pauses = [pause.end() for pause in _PAUSE.finditer(text, unit.start, unit.end)]
-    start = last = unit.start
-    for end in [*pauses, unit.end]:
-        if last > start and end - start > _PART:
-            yield from _part(text, start, last)
-            start = last
-        last = end
-    yield from _part(text, start, unit.end)
-
-
-def _part(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    words = text[start:end].rstrip(" \t\n,;")
-    if len(words) <= _MAX_CHARACTERS and len(_WORDS.findall(words)) >= _MIN_WORDS:
-        yield start, start + len(words)
+    parts: list[tuple[int, int]] = []
+    for start, end in spans:
+        if parts and (end - parts[-1][0] <= _PART or not _says_something(text[slice(*parts[-1])])):
+            parts[-1] = parts[-1][0], end
+        else:
+            parts.append((start, end))
+    if len(parts) > 1 and not _says_something(text[slice(*parts[-1])]):
+        parts[-2:] = [(parts[-2][0], unit.end)]
+    for start, end in parts:
+        said = text[start:end].rstrip(" \t\n,;")
+        if len(said) <= _MAX_CHARACTERS and _says_something(said):
+            first = start == unit.start
+            found_by = shown(said) if first else f"{_beginning(words)} … {shown(said)}"
+            marks = "" if first else "… ", "" if end == unit.end else " …"
+            yield Quotable(start, start + len(said), found_by, weight, marks)
 
 
 def _beginning(words: str) -> str:
@@ -165,8 +170,13 @@ def _states(unit: Unit, text: str, context: Context, *, comments: bool) -> bool:
     """Whether a unit can say something: headings, code, questions and bare links cannot."""
     if unit.kind == "code" or (unit.kind == "heading" and not comments) or text in context.heading:
         return False
-    if text.endswith("?") or _MARKUP.search(text):
+    if len(text) > _LONGEST or text.endswith("?") or _MARKUP.search(text):
         return False
+    return _says_something(text)
+
+
+def _says_something(text: str) -> bool:
+    """Whether there are words besides links, addresses and labels."""
     plain = _ADDRESS.sub(" ", _LINK.sub(" ", _NO_WORDS.sub(" ", text)))
     return (
         len(_WORDS.findall(text)) >= _MIN_WORDS

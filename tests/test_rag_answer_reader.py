@@ -173,6 +173,9 @@ def test_every_token_stands_for_its_characters(tokenizer: Any) -> None:
 def test_an_answer_on_the_second_page_is_read(reader: AnswerReader) -> None:
     elsewhere = [f"The states along river number {n} were settled by farmers and traders." for n in range(9)]
     question = "Who sold Louisiana to the United States?"
+    first, second = encode(reader.tokenizer, question, elsewhere + SOLD)
+    assert len(elsewhere) not in {number for number, *_ in first.places}
+    assert len(elsewhere) in {number for number, *_ in second.places}
     without, behind, alone = (reader.read(question, s) for s in (elsewhere, elsewhere + SOLD, SOLD))
     assert without and behind and alone
     assert without.answers < 0 < behind.answers < alone.answers + 0.5

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.answerability import FEATURES, Candidate, answering, features
+from rag.answerability import FEATURES, Candidate, answering, features, quoting
 
 PASSAGE = (
     "The castle of Arden was built in 1204 by Duke Otto. It was never destroyed in the war. "
@@ -101,3 +101,12 @@ def test_the_trees_that_are_shipped_are_those_that_were_measured() -> None:
     for kind in ("sentences", "question"):
         trees = (models / f"answerability_{kind}.onnx").read_bytes()
         assert facts[kind] == hashlib.sha256(trees).hexdigest()
+
+
+def test_the_rule_that_quotes_is_named_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = quoting(reads=False)
+    assert quoting(reads=True) != known
+    monkeypatch.setattr("rag.answer_reader.facts", lambda: {"adapter": "another"})
+    assert quoting(reads=False) == known
+    monkeypatch.setattr("rag.answerability._facts", lambda: {"trees": 1.0})
+    assert quoting(reads=False) != known

@@ -262,7 +262,7 @@ def main() -> None:
     base_hash = facts()["base"]
     base, tokenizer = base_files(base_hash)
     asked, reading, reader = asked_once(options.asked), Reading(tokenizer), Reader(base, options.seed)
-    if options.start and options.start.resolve() == ADAPTER:
+    if options.start and options.start.samefile(ADAPTER):
         take(reader, base, adapter())
     elif options.start:
         reader.load_state_dict(load_file(options.start))
