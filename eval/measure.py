@@ -7,7 +7,6 @@ from functools import cache
 from eval.golden import GoldenQuestion
 from eval.metrics import Asked, DocumentText, Measures, exact_scores
 from eval.scores import Passage, Row, Scores
-from knowledge_base.configuration import EXTRACTIVE
 from knowledge_base.documents import sha256_hex
 from knowledge_base.embedder_memory import RememberingEmbedder
 from knowledge_base.embedders import Embedder
@@ -29,7 +28,7 @@ _REMEMBERED = 100_000
 
 def uses_model(release: Release) -> bool:
     """Whether a language model writes a release's answers, so that two of them may differ."""
-    return any(model.model != EXTRACTIVE for model in release.settings.answer.models)
+    return release.settings.answer.asks_model
 
 
 class Measurement:

@@ -109,6 +109,11 @@ class AnswerSettings(ModelSettings):
         return (self, *self.fallbacks)
 
     @property
+    def asks_model(self) -> bool:
+        """Whether a language model is asked."""
+        return any(model.model != EXTRACTIVE for model in self.models)
+
+    @property
     def quotes(self) -> bool:
         """Whether the extractive answerer is asked, if only when a model fails."""
         return any(model.model == EXTRACTIVE for model in self.models)

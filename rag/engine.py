@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from knowledge_base.access import Access
-from knowledge_base.configuration import EXTRACTIVE, EmbedderSettings
+from knowledge_base.configuration import EmbedderSettings
 from knowledge_base.embedder_memory import RememberingEmbedder
 from knowledge_base.embedders import STATIC_PREFIX, Embedder
 from knowledge_base.errors import DamagedError, PlumblineError, UsageError
@@ -203,7 +203,7 @@ class Engine:
 
         settings = self.release.settings
         prompts = {}
-        if any(model.model != EXTRACTIVE for model in settings.answer.models):
+        if settings.answer.asks_model:
             from knowledge_base.prompts import parse_prompts
 
             prompts = parse_prompts(self.release.prompts)

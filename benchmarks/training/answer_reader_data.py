@@ -64,21 +64,17 @@ class Reading:
         Raises:
             ValueError: The question or all sentences are without a token.
         """
-        pages = self.examples(question, sentences, wrong, weight)
+        pages = self._pages(question, sentences)
         if not pages:
             raise ValueError(f"nothing to read: {question!r} beside {len(sentences)} sentences")
-        return pages[0]
+        return _labelled(pages[0], sentences, wrong, weight)
 
-    def examples(
-        self,
-        question: str,
-        sentences: Sequence[Sentence],
-        wrong: Sequence[Span] | None = None,
-        weight: float = 1.0,
-    ) -> list[Example]:
-        """One of each page."""
-        pages = encode(self._tokenizer, question, [text for text, _ in sentences])
-        return [_labelled(page, sentences, wrong, weight) for page in pages]
+    def examples(self, question: str, sentences: Sequence[Sentence]) -> list[Example]:
+        """One of each page, as a question is asked that nobody changed."""
+        return [_labelled(page, sentences, None, 1.0) for page in self._pages(question, sentences)]
+
+    def _pages(self, question: str, sentences: Sequence[Sentence]) -> list[Page]:
+        return encode(self._tokenizer, question, [text for text, _ in sentences])
 
 
 def _labelled(
